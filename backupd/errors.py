@@ -1,0 +1,223 @@
+"""What can go wrong, in the words of the domain. Status codes belong to ``web/``.
+
+Every message is a sentence for the person who has to act on it.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "AlreadyStored",
+    "Ambiguous",
+    "BackupdError",
+    "Busy",
+    "DigestMismatch",
+    "Forbidden",
+    "Incomplete",
+    "Invalid",
+    "LedgerFailed",
+    "LedgerTooNew",
+    "Misdirected",
+    "NoRoom",
+    "NoSuchBackup",
+    "NoSuchEntry",
+    "NoSuchRequest",
+    "NotYourTurn",
+    "OffsetMismatch",
+    "Over",
+    "PeerFailed",
+    "PeerRefused",
+    "SettingsError",
+    "ShuttingDown",
+    "StorageFailed",
+    "TooLarge",
+    "Unauthorized",
+    "UnsupportedMedia",
+    "UploadCut",
+    "UploadHeld",
+    "WrongState",
+]
+
+
+class BackupdError(Exception):
+    """The base of all that is foreseen; ``str()`` is a sentence for the user."""
+
+
+# -- what a client sent --------------------------------------------------------------------------
+
+
+class Invalid(BackupdError):
+    """A message or a header is malformed; ``member`` names the part."""
+
+    def __init__(self, member: str, why: str) -> None:
+        super().__init__(f"{member}: {why}")
+        self.member = member
+
+
+class UnsupportedMedia(BackupdError):
+    """The media type or content coding is not one that this place takes."""
+
+
+class Unauthorized(BackupdError):
+    """No token, or not the right one."""
+
+
+class Forbidden(BackupdError):
+    """The caller is known, or irrelevant, and must not do this."""
+
+
+class Misdirected(BackupdError):
+    """The ``Host`` header names a host that is not this server (RFC 9110, 15.5.20)."""
+
+
+class NoSuchRequest(BackupdError):
+    """No backup request answers to this id, capability or video."""
+
+
+class NoSuchBackup(BackupdError):
+    """No kept backup has this id."""
+
+
+class NoSuchEntry(BackupdError):
+    """No entry of the outbox has this id."""
+
+
+class Ambiguous(BackupdError):
+    """Several live requests match; the capability link says which."""
+
+
+# -- the life of a request -----------------------------------------------------------------------
+
+
+class WrongState(BackupdError):
+    """A step was tried from a state that it does not leave."""
+
+    def __init__(self, step: str, state: str) -> None:
+        super().__init__(f"A backup request that is {state} cannot be {step}.")
+        self.step = step
+        self.state = state
+
+
+class AlreadyStored(BackupdError):
+    """The backup is stored; nothing can be added to it or taken back."""
+
+
+class Over(BackupdError):
+    """The request ended without a backup: expired, cancelled or failed."""
+
+
+class NotYourTurn(BackupdError):
+    """All turns are taken; ``retry_after`` is in seconds."""
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class UploadHeld(BackupdError):
+    """Another upload of this request is alive; ``retry_after`` is in seconds."""
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class Incomplete(BackupdError):
+    """Bytes are missing; nothing that arrived is lost."""
+
+    def __init__(self, received: int, expected: int | None) -> None:
+        of = "" if expected is None else f" of {expected}"
+        super().__init__(f"Only {received}{of} bytes have arrived; the upload may go on.")
+        self.received = received
+        self.expected = expected
+
+
+class OffsetMismatch(BackupdError):
+    """The client goes on at another offset than the durable one."""
+
+    def __init__(self, offset: int) -> None:
+        super().__init__(f"The upload stands at offset {offset}.")
+        self.offset = offset
+
+
+class TooLarge(BackupdError):
+    """More bytes than were reserved, or than may ever be."""
+
+    def __init__(self, message: str, limit: int) -> None:
+        super().__init__(message)
+        self.limit = limit
+
+
+class DigestMismatch(BackupdError):
+    """The bytes are not the ones that the client meant."""
+
+
+class UploadCut(BackupdError):
+    """The client's connection ended before its body did."""
+
+
+# -- the machine ---------------------------------------------------------------------------------
+
+
+class NoRoom(BackupdError):
+    """The volume has no room left (ENOSPC, EDQUOT)."""
+
+
+class StorageFailed(BackupdError):
+    """The volume failed; the upload fell back to its last durable offset."""
+
+
+class LedgerFailed(BackupdError):
+    """The ledger could not commit; nothing of the step has happened."""
+
+
+class LedgerTooNew(BackupdError):
+    """The ledger was written by a newer backupd."""
+
+
+class Busy(BackupdError):
+    """More is waiting than is good; ``retry_after`` is in seconds."""
+
+    def __init__(self, message: str, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class ShuttingDown(Busy):
+    """The daemon is starting or stopping."""
+
+
+class SettingsError(BackupdError):
+    """A setting is wrong; ``name`` is its key."""
+
+    def __init__(self, name: str, why: str) -> None:
+        super().__init__(f"{name}: {why}")
+        self.name = name
+
+
+# -- the other server ----------------------------------------------------------------------------
+
+
+class PeerFailed(BackupdError):
+    """The other server could not be reached, or its answer made no sense; try again later."""
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class PeerRefused(PeerFailed):
+    """The other server answered, and its answer is not yes.
+
+    ``status`` is the status code, ``answer`` the decoded JSON object, or ``{}``.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        status: int,
+        answer: dict[str, object],
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message, retry_after)
+        self.status = status
+        self.answer = answer

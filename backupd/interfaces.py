@@ -1,0 +1,407 @@
+"""Every interface: what one room may expect of another, and what a test may put in its place.
+
+Times are seconds since the epoch, sizes and offsets are bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ParamSpec, Protocol, TypeVar
+
+from twisted.internet.defer import Deferred
+from zope.interface import Interface
+
+from backupd.requests import Ask, Backup, BackupRequest, Live, Pending, VideoId
+
+__all__ = [
+    "Damaged",
+    "Entry",
+    "Found",
+    "IFileSystem",
+    "ILedger",
+    "IStorage",
+    "IStored",
+    "IUpload",
+    "Line",
+    "OffThread",
+    "Room",
+    "Source",
+    "Totals",
+    "Upload",
+]
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+
+class OffThread(Protocol):
+    """Run something that blocks, off the reactor thread.
+
+    Cancelling the Deferred gives up the result; the function runs on to its end.
+    """
+
+    def __call__(self, f: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Deferred[T]: ...
+
+
+class Source(Protocol):
+    """A stream of bytes that can be made to wait: a request's body."""
+
+    def read(self) -> Deferred[bytes]:
+        """The next piece, ``b""`` at the end; fails with `UploadCut` when the client is gone.
+
+        Nothing more is taken from the network until the next call, but for one bounded buffer.
+        """
+
+    def abort(self) -> None:
+        """End it: the connection is closed, a waiting `read` fails with `UploadCut`."""
+
+    def silent_for(self) -> float:
+        """Seconds since the last byte, 0 while it is we who do not read."""
+
+
+# -- storage --------------------------------------------------------------------------------------
+
+
+class IFileSystem(Protocol):
+    """The part of the module `os` that the disk storage stands on; `os` itself provides it."""
+
+    def open(self, path: str, flags: int, mode: int = 0o777) -> int: ...
+    def close(self, fd: int) -> None: ...
+    def pwritev(self, fd: int, buffers: Sequence[bytes], offset: int, /) -> int: ...
+    def pread(self, fd: int, length: int, offset: int, /) -> bytes: ...
+    def write(self, fd: int, data: bytes, /) -> int: ...
+    def fsync(self, fd: int) -> None: ...
+    def fdatasync(self, fd: int) -> None: ...
+    def ftruncate(self, fd: int, length: int, /) -> None: ...
+    def posix_fallocate(self, fd: int, offset: int, length: int, /) -> None: ...
+    def fstat(self, fd: int) -> Any: ...
+    def lstat(self, path: str) -> Any: ...
+    def statvfs(self, path: str) -> Any: ...
+    def mkdir(self, path: str, mode: int = 0o777) -> None: ...
+    def rmdir(self, path: str) -> None: ...
+    def rename(self, src: str, dst: str) -> None: ...
+    def unlink(self, path: str) -> None: ...
+    def listdir(self, path: str) -> list[str]: ...
+
+
+class IUpload(Interface):
+    """The bytes of one unfinished upload. Every method blocks; call them off the reactor thread.
+
+    All raise `NoRoom` when the volume is full and `StorageFailed` when it fails otherwise. After
+    a failed `sync` the object must only be closed: what it wrote may be lost although a second
+    sync would say otherwise.
+    """
+
+    def allocate(length: int) -> None:
+        """Turn ``length`` bytes from the start into blocks that can no longer be refused."""
+
+    def write(pieces: Sequence[bytes], offset: int) -> None:
+        """Put all of ``pieces``, one behind the other, at ``offset``."""
+
+    def read(offset: int, length: int) -> bytes:
+        """At most ``length`` bytes from ``offset``; ``b""`` at the end."""
+
+    def sync() -> None:
+        """Return once everything written survives a power cut (``fdatasync``)."""
+
+    def close() -> None:
+        """Let go of it; what was synced stays."""
+
+
+class IStored(Interface):
+    """The bytes of one kept backup, open for reading. Every method blocks."""
+
+    def size() -> int:
+        """How many bytes there are."""
+
+    def read(offset: int, length: int) -> bytes:
+        """At most ``length`` bytes from ``offset``; ``b""`` at the end."""
+
+    def close() -> None:
+        """Let go of it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """A kept backup as its files tell it."""
+
+    backup: Backup
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Damaged:
+    """Something under the root that is not a whole backup, and why."""
+
+    path: str
+    why: str
+
+
+class IStorage(Interface):
+    """Where the bytes lie. Every method blocks but `place`; call them off the reactor thread.
+
+    All raise `NoRoom` when the volume is full and `StorageFailed` when it fails otherwise.
+    """
+
+    def prepare() -> None:
+        """Make what is needed before the first use; again is harmless."""
+
+    def free() -> int:
+        """Bytes of the volume that can still be written by this process."""
+
+    def capacity() -> int:
+        """Bytes of the whole volume."""
+
+    def create(upload_id: str) -> IUpload:
+        """A new, empty upload; `StorageFailed` when it exists."""
+
+    def reopen(upload_id: str) -> IUpload:
+        """An unfinished upload again; `StorageFailed` when its bytes are gone."""
+
+    def discard(upload_id: str) -> None:
+        """Free the bytes of an unfinished upload; nothing happens when there are none."""
+
+    def uploads() -> dict[str, int]:
+        """Every unfinished upload there is, with the bytes allocated to it."""
+
+    def place(peer: str, video: VideoId, backup_id: str, file_name: str) -> tuple[str, str]:
+        """``(folder, name)`` for a backup: pure, safe whatever the names are, never shared."""
+
+    def keep(upload_id: str, backup: Backup) -> None:
+        """Give an upload its final name, cut to ``backup.size``, with a sidecar beside it.
+
+        Returns once file, sidecar and every new folder are synced. Doing it again from any step
+        on leads to the same end; `StorageFailed` when neither upload nor backup is there.
+        """
+
+    def describe(backup: Backup) -> None:
+        """Write the sidecar of a kept backup again, durably."""
+
+    def open(backup: Backup) -> IStored:
+        """The bytes of a kept backup; `StorageFailed` when they are gone."""
+
+    def remove(backup: Backup) -> None:
+        """Delete a kept backup, its sidecar and folders that are empty then, durably."""
+
+    def walk() -> Iterator[Found | Damaged]:
+        """Everything under the root that is, or should be, a kept backup."""
+
+
+# -- ledger ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Upload:
+    """One attempt to deliver a request's bytes, as the ledger knows it.
+
+    ``offset`` is durable; ``length`` is None while unknown; ``allocated`` are the bytes that the
+    volume already counts as used; ``sha256`` is there once the upload is whole.
+    """
+
+    upload_id: str
+    request_id: str
+    length: int | None
+    offset: int = 0
+    allocated: int = 0
+    sha256: str | None = None
+    created_at: float
+    changed_at: float
+    file_name: str | None = None
+    content_type: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One video to be sent: a line of the outbox.
+
+    ``state`` is ASKING, WAITING, READY, SENT, or at the end VERIFIED, UNVERIFIED, FAILED or
+    CANCELLED. ``due_at`` says when to look at it again, ``deadline`` when to give up.
+    ``capability`` belongs to the link that the receiver calls back on.
+    """
+
+    entry_id: str
+    path: str
+    size: int
+    modified_ns: int
+    video: VideoId
+    to: str
+    capability: str
+    state: str
+    created_at: float
+    changed_at: float
+    due_at: float
+    deadline: float
+    file_name: str
+    content_type: str | None = None
+    attempts: int = 0
+    last_error: str | None = None
+    request_id: str | None = None
+    status_url: str | None = None
+    upload_link: str | None = None
+    complete_link: str | None = None
+    sha256: str | None = None
+    backup_id: str | None = None
+    content_url: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Room:
+    """What admission found: bytes that a newcomer could still be promised, and whether it fits."""
+
+    available: int
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """One peer's requests to one origin, waiting for their turn: what a tick chooses from.
+
+    ``failures`` offers in a row have failed at that origin; ``ready_at`` says since when there
+    is something to do; ``active`` counts the peer's requests in OFFERED and RECEIVING,
+    ``last_turn`` grows with every turn given; ``heads`` are the requests that are due first.
+    """
+
+    peer: str
+    origin: str
+    failures: int
+    ready_at: float
+    active: int
+    last_turn: int
+    heads: tuple[Pending, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Totals:
+    """The sums over all live requests: bytes ``promised`` are reserved and not yet allocated."""
+
+    promised: int
+    pending: int
+    active: int
+    live: int
+
+
+class ILedger(Interface):
+    """What was promised and what is kept, durably.
+
+    Every method but `open` and `watch` returns a Deferred that fires once the step is committed,
+    and fails with `LedgerFailed` when it could not be: then nothing of it has happened. Steps
+    commit in the order of the calls. What a step raises reaches its caller alone.
+    """
+
+    def open() -> None:
+        """Open it and bring its schema up to date; blocks. Raises `LedgerTooNew`, `LedgerFailed`.
+
+        The sums are counted anew.
+        """
+
+    def close() -> Deferred[None]:
+        """Commit what waits, then let go."""
+
+    def watch(observer: Callable[[BackupRequest], None]) -> None:
+        """Call ``observer``, on the reactor thread, with every request that a commit changed."""
+
+    # the life of requests
+
+    def admit(
+        ask: Ask, room: Callable[[int, int], Room], *, now: float, max_pending: int
+    ) -> Deferred[tuple[Live | None, Room]]:
+        """Record ``ask`` and its reservation in one step, if it fits.
+
+        ``room(promised, growth)`` is called under the ledger's write lock with the bytes that
+        are promised and not yet allocated, and the bytes that this ask adds; it looks at the
+        volume *after* that, so that no race with an allocation promises a byte twice. An ask
+        for a video that the same peer has a live request for changes that request. The result
+        is the request, None when refused, and the room there was.
+        """
+
+    def change(
+        request_id: str,
+        step: Callable[[BackupRequest], BackupRequest],
+        *,
+        put: Upload | None = None,
+        drop: Sequence[str] = (),
+    ) -> Deferred[BackupRequest]:
+        """Replace a request by ``step(request)``, and with it one upload, and forget others.
+
+        What ``step`` raises leaves all as it was. A request that ends releases its reservation
+        and forgets its uploads: their bytes are the caller's to discard afterwards; one that
+        becomes STORED puts its backup on the list. Raises `NoSuchRequest`.
+        """
+
+    def request(request_id: str) -> Deferred[BackupRequest]:
+        """The request, alive or ended. Raises `NoSuchRequest`."""
+
+    def by_capability(capability: str) -> Deferred[BackupRequest]:
+        """The request that this capability was made for. Raises `NoSuchRequest`."""
+
+    def live_for(video: VideoId, peer: str | None, limit: int) -> Deferred[list[Live]]:
+        """Live requests for a video, of one peer or (None) of any."""
+
+    def requests(
+        *, live: bool | None, peer: str | None, after: int, limit: int
+    ) -> Deferred[list[tuple[int, BackupRequest]]]:
+        """A page of requests, oldest first, each with its number to go on after."""
+
+    def position(request: Pending) -> Deferred[int]:
+        """1 for the request that is first in its own peer's line."""
+
+    def all_live() -> Deferred[list[Live]]:
+        """Every live request, oldest first."""
+
+    def lines(*, now: float, limit: int, heads: int) -> Deferred[tuple[Totals, list[Line]]]:
+        """The lines with something due: at most ``limit`` that answer, and as many that fail.
+
+        Those that answer come in the order of their last turn, those that fail by how long they
+        have been ready. The cost does not depend on how many requests are waiting.
+        """
+
+    def overdue(*, now: float, limit: int) -> Deferred[list[Live]]:
+        """Live requests whose lease or time is up, and those that stand in STORING."""
+
+    def totals() -> Deferred[Totals]:
+        """The sums as they stand."""
+
+    def uploads(request_id: str | None) -> Deferred[list[Upload]]:
+        """The uploads of a request, or all there are; oldest first."""
+
+    def purge(*, before: float, limit: int) -> Deferred[int]:
+        """Forget requests and entries that ended before then; how many went."""
+
+    # what is kept
+
+    def backup(backup_id: str) -> Deferred[Backup]:
+        """Raises `NoSuchBackup`."""
+
+    def backups(
+        *, peer: str | None, video: VideoId | None, after: int, limit: int
+    ) -> Deferred[list[tuple[int, Backup]]]:
+        """A page of kept backups, oldest first, each with its number to go on after."""
+
+    def put_backup(backup: Backup) -> Deferred[bool]:
+        """List a backup, or replace what the list says of it; True when it was new."""
+
+    def drop_backup(backup_id: str) -> Deferred[Backup]:
+        """Take it off the list. Raises `NoSuchBackup`."""
+
+    # the outbox
+
+    def enqueue(entry: Entry) -> Deferred[Entry]:
+        """Add an entry, or return the one that is already sending the same file to the same."""
+
+    def entry(entry_id: str) -> Deferred[Entry]:
+        """Raises `NoSuchEntry`."""
+
+    def entry_by_capability(capability: str) -> Deferred[Entry]:
+        """The entry whose callback link this is, alive or ended. Raises `NoSuchEntry`."""
+
+    def entries_for(video: VideoId, limit: int) -> Deferred[list[Entry]]:
+        """Entries for this video that are not over."""
+
+    def change_entry(entry_id: str, step: Callable[[Entry], Entry]) -> Deferred[Entry]:
+        """Replace an entry by ``step(entry)``; what ``step`` raises leaves it as it was."""
+
+    def entries(*, over: bool | None, after: int, limit: int) -> Deferred[list[tuple[int, Entry]]]:
+        """A page of entries, oldest first, each with its number to go on after."""
+
+    def entries_due(*, now: float, limit: int, without: Sequence[str]) -> Deferred[list[Entry]]:
+        """Entries to look at now, longest due first."""

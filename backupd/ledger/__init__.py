@@ -1,0 +1,3 @@
+"""What was promised and what is kept, durably."""
+
+__all__: list[str] = []

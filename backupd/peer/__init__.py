@@ -1,0 +1,3 @@
+"""The other server, spoken to over HTTP."""
+
+__all__: list[str] = []

@@ -1,0 +1,3 @@
+"""The receiving role: admission, the queue, intake and expiry."""
+
+__all__: list[str] = []

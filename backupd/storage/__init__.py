@@ -1,0 +1,3 @@
+"""Where the bytes lie."""
+
+__all__: list[str] = []

@@ -1,0 +1,3 @@
+"""The HTTP face."""
+
+__all__: list[str] = []
