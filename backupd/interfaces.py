@@ -257,15 +257,14 @@ class Line:
     """One peer's requests to one origin, waiting for their turn: what a tick chooses from.
 
     ``failures`` offers in a row have failed at that origin; ``ready_at`` says since when there
-    is something to do; ``active`` counts the peer's requests in OFFERED and RECEIVING,
-    ``last_turn`` grows with every turn given; ``heads`` are the requests that are due first.
+    is something to do, ``last_turn`` grows with every turn given; ``heads`` are the requests
+    that are due first.
     """
 
     peer: str
     origin: str
     failures: int
     ready_at: float
-    active: int
     last_turn: int
     heads: tuple[Pending, ...]
 
@@ -348,7 +347,7 @@ class ILedger(Interface):
     def all_live() -> Deferred[list[Live]]:
         """Every live request, oldest first."""
 
-    def lines(*, now: float, limit: int, heads: int) -> Deferred[tuple[Totals, list[Line]]]:
+    def lines(*, now: float, limit: int, heads: int) -> Deferred[list[Line]]:
         """The lines with something due: at most ``limit`` that answer, and as many that fail.
 
         Those that answer come in the order of their last turn, those that fail by how long they

@@ -1,4 +1,4 @@
-"""Sizes as people write them: ``"50 MB"`` and bytes. Units are powers of 1024, as in the original."""
+"""Sizes as people write them, ``"50 MB"``, and bytes. Units are powers of 1024."""
 
 from __future__ import annotations
 

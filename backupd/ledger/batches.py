@@ -1,0 +1,139 @@
+"""Writers queue up and commit together: one sync for many.
+
+While one batch is being committed off the reactor thread, the next gathers. Each step runs in a
+savepoint of its own, so that what one raises undoes that one alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import SQLAlchemyError
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+from backupd.errors import BackupdError, Busy, LedgerFailed
+from backupd.interfaces import OffThread
+
+__all__ = ["Batches", "ledger_failed"]
+
+T = TypeVar("T")
+Step = Callable[[Connection], T]
+
+MAX_BATCH = 256
+MAX_WAITING = 8192
+
+
+@dataclass(slots=True)
+class _Waiting(Generic[T]):
+    step: Step[T]
+    done: Deferred[T]
+
+
+def ledger_failed(error: SQLAlchemyError) -> LedgerFailed:
+    """What went wrong, without the statement and its values, which may hold secrets."""
+    cause = getattr(error, "orig", None) or type(error).__name__
+    return LedgerFailed(f"The ledger could not commit: {cause}.")
+
+
+class Batches:
+    """Runs steps in order, many to a transaction.
+
+    ``begin`` starts a write transaction; ``undo`` is told when a transaction came to nothing,
+    ``settled`` is called on the reactor thread after each batch, before its results go out.
+    """
+
+    def __init__(
+        self,
+        connection: Callable[[], Connection],
+        begin: str,
+        off: OffThread,
+        *,
+        undo: Callable[[], None],
+        settled: Callable[[], None],
+    ) -> None:
+        self._connection = connection
+        self._begin = begin
+        self._off = off
+        self._undo = undo
+        self._settled = settled
+        self._waiting: list[_Waiting[Any]] = []
+        self._running = False
+        self._idle: list[Deferred[None]] = []
+
+    def submit(self, step: Step[T]) -> Deferred[T]:
+        """Run ``step`` in one of the next transactions; fires once that is committed."""
+        done: Deferred[T] = Deferred()
+        if len(self._waiting) >= MAX_WAITING:
+            done.errback(Busy("Too many steps are waiting for the ledger; try again shortly."))
+            return done
+        self._waiting.append(_Waiting(step, done))
+        self._pump()
+        return done
+
+    def when_idle(self) -> Deferred[None]:
+        """Fires once everything submitted so far has been settled."""
+        done: Deferred[None] = Deferred()
+        if self._running or self._waiting:
+            self._idle.append(done)
+        else:
+            done.callback(None)
+        return done
+
+    def _pump(self) -> None:
+        if self._running or not self._waiting:
+            return
+        self._running = True
+        batch, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
+        outcome = self._off(self._commit, [waiting.step for waiting in batch])
+        outcome.addErrback(lambda failure: [failure] * len(batch))
+        outcome.addCallback(self._finish, batch)
+
+    def _finish(self, results: list[Any], batch: list[_Waiting[Any]]) -> None:
+        self._running = False
+        self._settled()
+        self._pump()
+        for waiting, result in zip(batch, results, strict=True):
+            # A caller that was cancelled has stopped listening; the step stands all the same.
+            if not waiting.done.called:
+                waiting.done.callback(result)
+        if not self._running and not self._waiting:
+            idle, self._idle = self._idle, []
+            for done in idle:
+                done.callback(None)
+
+    def _commit(self, steps: list[Step[Any]]) -> list[Any]:
+        """In the ledger's thread: results and Failures, in order, all committed."""
+        results: list[Any] = []
+        try:
+            connection = self._connection()
+            connection.exec_driver_sql(self._begin)
+            try:
+                for step in steps:
+                    results.append(self._one(connection, step))
+                connection.exec_driver_sql("COMMIT")
+            except BaseException:
+                self._undo()
+                connection.exec_driver_sql("ROLLBACK")
+                raise
+        except SQLAlchemyError as error:
+            raise ledger_failed(error) from error
+        return results
+
+    def _one(self, connection: Connection, step: Step[Any]) -> Any:
+        connection.exec_driver_sql("SAVEPOINT step")
+        try:
+            result = step(connection)
+        except SQLAlchemyError:
+            raise
+        except Exception as error:
+            connection.exec_driver_sql("ROLLBACK TO step")
+            connection.exec_driver_sql("RELEASE step")
+            if isinstance(error, BackupdError):
+                return Failure(error)
+            return Failure()
+        connection.exec_driver_sql("RELEASE step")
+        return result

@@ -1,0 +1,99 @@
+"""The steps on the outbox. Each runs in a transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, delete, insert, select, text, update
+
+from backupd.errors import LedgerFailed, NoSuchEntry
+from backupd.interfaces import Entry
+from backupd.ledger import rows
+from backupd.ledger.schema import entries
+from backupd.requests import VideoId, video_key
+
+__all__ = [
+    "change_entry",
+    "due",
+    "enqueue",
+    "entries_for",
+    "entry",
+    "entry_by_capability",
+    "page",
+    "purge",
+]
+
+_e = entries.c
+_GOING = text("NOT over")
+
+
+def enqueue(connection: Connection, new: Entry) -> Entry:
+    same = select(entries).where(
+        _GOING, _e.video == video_key(new.video), _e.path == new.path, _e.to == new.to
+    )
+    row = connection.execute(same.limit(1)).one_or_none()
+    if row is not None:
+        return rows.entry_value(row._mapping)
+    connection.execute(insert(entries), rows.entry_row(new))
+    return new
+
+
+def _one(connection: Connection, query: Any, what: str) -> Entry:
+    row = connection.execute(query).one_or_none()
+    if row is None:
+        raise NoSuchEntry(what)
+    return rows.entry_value(row._mapping)
+
+
+def entry(connection: Connection, entry_id: str) -> Entry:
+    query = select(entries).where(_e.entry_id == entry_id)
+    return _one(connection, query, f"There is no outbox entry {entry_id}.")
+
+
+def entry_by_capability(connection: Connection, capability: str) -> Entry:
+    query = select(entries).where(_e.capability_hash == rows.capability_hash(capability))
+    return _one(connection, query, "This link belongs to no video that is being sent.")
+
+
+def entries_for(connection: Connection, video: VideoId, limit: int) -> list[Entry]:
+    query = select(entries).where(_GOING, _e.video == video_key(video))
+    found = connection.execute(query.order_by(_e.seq).limit(limit))
+    return [rows.entry_value(row._mapping) for row in found]
+
+
+def change_entry(connection: Connection, entry_id: str, step: Callable[[Entry], Entry]) -> Entry:
+    old = entry(connection, entry_id)
+    new = step(old)
+    if new == old:
+        return old
+    changed = connection.execute(
+        update(entries)
+        .where(_e.entry_id == entry_id, _e.state == old.state)
+        .values(rows.entry_row(new))
+    )
+    if changed.rowcount != 1:
+        raise LedgerFailed(f"Outbox entry {entry_id} has left the state {old.state}.")
+    return new
+
+
+def page(
+    connection: Connection, over: bool | None, after: int, limit: int
+) -> list[tuple[int, Entry]]:
+    query = select(entries).where(_e.seq > after).order_by(_e.seq).limit(limit)
+    if over is not None:
+        query = query.where(text("over") if over else _GOING)
+    return [(row.seq, rows.entry_value(row._mapping)) for row in connection.execute(query)]
+
+
+def due(connection: Connection, now: float, limit: int, without: Sequence[str]) -> list[Entry]:
+    query = select(entries).where(_GOING, _e.due_at <= now)
+    if without:
+        query = query.where(_e.entry_id.not_in(list(without)))
+    found = connection.execute(query.order_by(_e.due_at).limit(limit))
+    return [rows.entry_value(row._mapping) for row in found]
+
+
+def purge(connection: Connection, before: float, limit: int) -> int:
+    old = select(_e.seq).where(text("over"), _e.changed_at < before).limit(limit)
+    return connection.execute(delete(entries).where(_e.seq.in_(old))).rowcount

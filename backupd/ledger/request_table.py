@@ -1,0 +1,406 @@
+"""The steps on requests, their uploads, and the lines they wait in. Each runs in a transaction.
+
+Every step that changes a request goes through `RequestTable._replace`, which names the state
+that it leaves and keeps the sums and the lines right; there is no other way to change one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    and_,
+    bindparam,
+    case,
+    delete,
+    func,
+    insert,
+    or_,
+    select,
+    text,
+    update,
+)
+
+from backupd.errors import LedgerFailed, NoSuchRequest
+from backupd.interfaces import Line, Room, Totals, Upload
+from backupd.ledger import rows
+from backupd.ledger.backup_table import insert_backup
+from backupd.ledger.schema import lines, requests, uploads
+from backupd.requests import (
+    Ask,
+    BackupRequest,
+    Live,
+    Offered,
+    Pending,
+    Received,
+    Receiving,
+    Stored,
+    Storing,
+    VideoId,
+    asked_again,
+    state_name,
+    video_key,
+)
+
+__all__ = ["RequestTable", "Sums"]
+
+_r, _l, _u = requests.c, lines.c, uploads.c
+# These repeat the conditions of the partial indexes, or the indexes are not used.
+_LIVE = text("ended_at IS NULL")
+_PENDING = text("state = 'PENDING'")
+_ACTIVE = text("state IN ('OFFERED', 'RECEIVING')")
+_STORING = text("state = 'STORING'")
+
+
+@dataclass(slots=True)
+class Sums:
+    """What admission and the tick need without reading every request."""
+
+    promised: int = 0
+    pending: int = 0
+    active: int = 0
+    live: int = 0
+    turn: int = 0
+
+    def count(self, request: BackupRequest, allocated: int, sign: int) -> None:
+        """Add (``sign`` 1) or take away (-1) what ``request`` stands for."""
+        if not isinstance(request, Pending | Offered | Receiving | Received | Storing):
+            return
+        self.promised += sign * max(0, request.ask.size - allocated)
+        self.live += sign
+        self.pending += sign * isinstance(request, Pending)
+        self.active += sign * isinstance(request, Offered | Receiving)
+
+    def totals(self) -> Totals:
+        return Totals(
+            promised=self.promised, pending=self.pending, active=self.active, live=self.live
+        )
+
+
+_by_id = select(requests).where(_r.request_id == bindparam("id"))
+_live_video = select(requests).where(
+    _LIVE, _r.video == bindparam("video"), _r.peer == bindparam("peer")
+)
+_insert = insert(requests)
+_update = update(requests).where(
+    _r.request_id == bindparam("was_id"), _r.state == bindparam("was_state")
+)
+_first_due = (
+    select(func.min(_r.due_at))
+    .where(_PENDING, _r.peer == bindparam("peer"), _r.origin == bindparam("origin"))
+    .scalar_subquery()
+)
+_line = select(lines).where(_l.peer == bindparam("peer"), _l.origin == bindparam("origin"))
+_rested = case((_l.resting_until > bindparam("due"), _l.resting_until), else_=bindparam("due"))
+_join_line = (
+    update(lines)
+    .where(_l.peer == bindparam("at_peer"), _l.origin == bindparam("at_origin"))
+    .values(ready_at=case((_l.ready_at < _rested, _l.ready_at), else_=_rested))
+)
+_upsert_upload = (
+    update(uploads)
+    .where(_u.upload_id == bindparam("id"), _u.offset <= bindparam("at_least"))
+    .values(
+        length=bindparam("length"),
+        offset=bindparam("offset"),
+        allocated=bindparam("allocated"),
+        sha256=bindparam("sha256"),
+        changed_at=bindparam("changed_at"),
+    )
+)
+
+
+class RequestTable:
+    """The steps, with the sums they keep and the changes they leave for the watchers."""
+
+    def __init__(self) -> None:
+        self.sums = Sums()
+        self.changed: list[BackupRequest] = []
+
+    def recount(self, connection: Connection) -> None:
+        """Count the sums anew from the rows."""
+        allocated = (
+            select(func.coalesce(func.sum(_u.allocated), 0))
+            .where(_u.request_id == _r.request_id)
+            .scalar_subquery()
+        )
+        connection.execute(update(requests).where(_LIVE).values(allocated=allocated))
+        owed = case((_r.size > _r.allocated, _r.size - _r.allocated), else_=0)
+        by_state = {
+            row.state: row
+            for row in connection.execute(
+                select(_r.state, func.count().label("n"), func.sum(owed).label("owed"))
+                .where(_LIVE)
+                .group_by(_r.state)
+            )
+        }
+        self.sums = Sums(
+            promised=sum(int(row.owed) for row in by_state.values()),
+            live=sum(row.n for row in by_state.values()),
+            pending=by_state["PENDING"].n if "PENDING" in by_state else 0,
+            active=sum(by_state[s].n for s in ("OFFERED", "RECEIVING") if s in by_state),
+            turn=connection.execute(select(func.max(_l.last_turn))).scalar() or 0,
+        )
+
+    # -- steps ------------------------------------------------------------------------------------
+
+    def admit(
+        self,
+        connection: Connection,
+        ask: Ask,
+        room: Callable[[int, int], Room],
+        now: float,
+        max_pending: int,
+    ) -> tuple[Live | None, Room]:
+        row = connection.execute(
+            _live_video, {"video": video_key(ask.video), "peer": ask.peer}
+        ).one_or_none()
+        if row is not None:
+            old = rows.request_value(row._mapping)
+            new = asked_again(old, ask=ask, now=now)
+            growth = max(0, new.ask.size - row.allocated) - max(0, old.ask.size - row.allocated)
+            found = room(self.sums.promised, growth)
+            if found.reason is not None and growth > 0:
+                return None, found
+            self._replace(connection, row, old, new)
+            return new, replace(found, reason=None)
+        if self.sums.pending >= max_pending:
+            return None, replace(room(self.sums.promised, ask.size), reason="queue-full")
+        found = room(self.sums.promised, ask.size)
+        if found.reason is not None:
+            return None, found
+        request = Pending(ask=ask, due_at=now)
+        connection.execute(_insert, rows.request_row(request) | {"allocated": 0})
+        line = {"peer": ask.peer, "origin": ask.origin}
+        joined = connection.execute(
+            _join_line, {"at_peer": ask.peer, "at_origin": ask.origin, "due": now}
+        )
+        if joined.rowcount == 0:
+            fresh = {"failures": 0, "resting_until": 0.0, "ready_at": now, "last_turn": 0}
+            connection.execute(insert(lines), line | fresh)
+        self.sums.count(request, 0, 1)
+        self.changed.append(request)
+        return request, found
+
+    def change(
+        self,
+        connection: Connection,
+        request_id: str,
+        step: Callable[[BackupRequest], BackupRequest],
+        put: Upload | None,
+        drop: Sequence[str],
+    ) -> BackupRequest:
+        row = self._row(connection, request_id)
+        old = rows.request_value(row._mapping)
+        new = step(old)
+        if put is not None:
+            self._put_upload(connection, put)
+        for upload_id in drop:
+            connection.execute(delete(uploads).where(_u.upload_id == upload_id))
+        if new != old or put is not None or drop:
+            self._replace(connection, row, old, new)
+        return new
+
+    def _replace(
+        self, connection: Connection, row: Row[Any], old: BackupRequest, new: BackupRequest
+    ) -> None:
+        request_id = old.ask.request_id
+        ended = isinstance(new, Stored) or not isinstance(
+            new, Pending | Offered | Receiving | Received | Storing
+        )
+        if ended:
+            connection.execute(delete(uploads).where(_u.request_id == request_id))
+            allocated = 0
+        else:
+            allocated = connection.execute(
+                select(func.coalesce(func.sum(_u.allocated), 0)).where(_u.request_id == request_id)
+            ).scalar_one()
+        values = rows.request_row(new) | {"allocated": allocated}
+        where = {"was_id": request_id, "was_state": state_name(old)}
+        done = connection.execute(_update.values(**dict.fromkeys(values)), values | where)
+        if done.rowcount != 1:
+            raise LedgerFailed(f"Request {request_id} has left the state {state_name(old)}.")
+        if isinstance(old, Storing) and isinstance(new, Stored):
+            insert_backup(connection, old.backup)
+        self.sums.count(old, row.allocated, -1)
+        self.sums.count(new, allocated, 1)
+        self._move_in_line(connection, old, new)
+        if new != old:
+            self.changed.append(new)
+
+    def _move_in_line(self, connection: Connection, old: BackupRequest, new: BackupRequest) -> None:
+        """Keep the line right when a request joins, leaves, is served or is refused."""
+        if not isinstance(old, Pending) and not isinstance(new, Pending):
+            return
+        failed = (
+            isinstance(old, Pending) and isinstance(new, Pending) and new.attempts > old.attempts
+        )
+        served = isinstance(old, Pending) and isinstance(new, Offered)
+        for origin in {old.ask.origin, new.ask.origin}:
+            key = {"peer": old.ask.peer, "origin": origin}
+            line = connection.execute(_line, key).one_or_none()
+            failures = line.failures if line is not None else 0
+            resting = line.resting_until if line is not None else 0.0
+            if failed and isinstance(new, Pending) and origin == new.ask.origin:
+                failures, resting = failures + 1, new.due_at
+            elif served:
+                failures, resting = 0, 0.0
+            first = connection.execute(select(_first_due), key).scalar()
+            values = {
+                "failures": failures,
+                "resting_until": resting,
+                "ready_at": None if first is None else max(first, resting),
+            }
+            if line is None:
+                connection.execute(insert(lines), key | values | {"last_turn": 0})
+            else:
+                connection.execute(
+                    update(lines).where(_l.peer == old.ask.peer, _l.origin == origin).values(values)
+                )
+        if served:
+            self.sums.turn += 1
+            connection.execute(
+                update(lines).where(_l.peer == old.ask.peer).values(last_turn=self.sums.turn)
+            )
+
+    def _put_upload(self, connection: Connection, upload: Upload) -> None:
+        values = rows.upload_row(upload)
+        changed = {
+            name: values[name] for name in ("length", "offset", "allocated", "sha256", "changed_at")
+        }
+        keys = {"id": upload.upload_id, "at_least": upload.offset}
+        if connection.execute(_upsert_upload, changed | keys).rowcount:
+            return
+        known = connection.execute(
+            select(_u.offset).where(_u.upload_id == upload.upload_id)
+        ).scalar()
+        if known is not None:
+            raise LedgerFailed(
+                f"Upload {upload.upload_id} stands at {known} and cannot go back to "
+                f"{upload.offset}."
+            )
+        connection.execute(insert(uploads), values)
+
+    def purge(self, connection: Connection, before: float, limit: int) -> int:
+        old = select(_r.seq).where(_r.ended_at < before).limit(limit)
+        connection.execute(delete(lines).where(_l.ready_at.is_(None), _l.resting_until < before))
+        return connection.execute(delete(requests).where(_r.seq.in_(old))).rowcount
+
+    # -- queries ----------------------------------------------------------------------------------
+
+    def _row(self, connection: Connection, request_id: str) -> Row[Any]:
+        row = connection.execute(_by_id, {"id": request_id}).one_or_none()
+        if row is None:
+            raise NoSuchRequest(f"There is no backup request {request_id}.")
+        return row
+
+    def request(self, connection: Connection, request_id: str) -> BackupRequest:
+        return rows.request_value(self._row(connection, request_id)._mapping)
+
+
+def by_capability(connection: Connection, capability: str) -> BackupRequest:
+    row = connection.execute(
+        select(requests).where(_r.capability_hash == rows.capability_hash(capability))
+    ).one_or_none()
+    if row is None:
+        raise NoSuchRequest("This link belongs to no backup request.")
+    return rows.request_value(row._mapping)
+
+
+def _values(connection: Connection, query: Any) -> list[Any]:
+    return [rows.request_value(row._mapping) for row in connection.execute(query)]
+
+
+def live_for(connection: Connection, video: VideoId, peer: str | None, limit: int) -> list[Live]:
+    query = select(requests).where(_LIVE, _r.video == video_key(video))
+    if peer is not None:
+        query = query.where(_r.peer == peer)
+    return _values(connection, query.order_by(_r.seq).limit(limit))
+
+
+def page(
+    connection: Connection, live: bool | None, peer: str | None, after: int, limit: int
+) -> list[tuple[int, BackupRequest]]:
+    query = select(requests).where(_r.seq > after).order_by(_r.seq).limit(limit)
+    if live is not None:
+        query = query.where(_LIVE if live else _r.ended_at.is_not(None))
+    if peer is not None:
+        query = query.where(_r.peer == peer)
+    return [(row.seq, rows.request_value(row._mapping)) for row in connection.execute(query)]
+
+
+def position(connection: Connection, request: Pending) -> int:
+    seq = connection.execute(select(_r.seq).where(_r.request_id == request.ask.request_id)).scalar()
+    before: ColumnElement[bool] = or_(
+        _r.due_at < request.due_at, and_(_r.due_at == request.due_at, _r.seq < (seq or 0))
+    )
+    count = (
+        select(func.count())
+        .select_from(requests)
+        .where(_PENDING, _r.peer == request.ask.peer, _r.origin == request.ask.origin, before)
+    )
+    return int(connection.execute(count).scalar_one()) + 1
+
+
+def all_live(connection: Connection) -> list[Live]:
+    return _values(connection, select(requests).where(_LIVE).order_by(_r.seq))
+
+
+def overdue(connection: Connection, now: float, limit: int) -> list[Live]:
+    asked = [
+        select(requests).where(_ACTIVE, _r.lease_until <= now).order_by(_r.lease_until),
+        select(requests).where(_LIVE, _r.expires_at <= now).order_by(_r.expires_at),
+        select(requests).where(_STORING).order_by(_r.seq),
+    ]
+    found: dict[str, Live] = {}
+    for query in asked:
+        for request in _values(connection, query.limit(limit)):
+            found.setdefault(request.ask.request_id, request)
+    return list(found.values())
+
+
+def uploads_of(connection: Connection, request_id: str | None) -> list[Upload]:
+    query = select(uploads).order_by(_u.seq)
+    if request_id is not None:
+        query = query.where(_u.request_id == request_id)
+    return [rows.upload_value(row._mapping) for row in connection.execute(query)]
+
+
+def due_lines(connection: Connection, now: float, limit: int, heads: int) -> list[Line]:
+    answering = (
+        select(lines)
+        .where(text("failures = 0"), _l.ready_at <= now)
+        .order_by(_l.last_turn, _l.ready_at)
+        .limit(limit)
+    )
+    failing = (
+        select(lines)
+        .where(text("failures > 0"), _l.ready_at <= now)
+        .order_by(_l.ready_at)
+        .limit(limit)
+    )
+    found = []
+    for line in [*connection.execute(answering), *connection.execute(failing)]:
+        first = _values(
+            connection,
+            select(requests)
+            .where(_PENDING, _r.peer == line.peer, _r.origin == line.origin, _r.due_at <= now)
+            .order_by(_r.due_at, _r.seq)
+            .limit(heads),
+        )
+        found.append(
+            Line(
+                peer=line.peer,
+                origin=line.origin,
+                failures=line.failures,
+                ready_at=line.ready_at,
+                last_turn=line.last_turn,
+                heads=tuple(first),
+            )
+        )
+    return found

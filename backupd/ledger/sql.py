@@ -1,0 +1,237 @@
+"""The ledger on SQLite, one set of statements through SQLAlchemy Core.
+
+One connection writes, in batches (`backupd.ledger.batches`), one reads; each is used by one
+thread at a time. The sums over all live requests are kept beside the writing connection and
+counted anew at every start: nobody else writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import NullPool, StaticPool
+from twisted.internet.defer import Deferred, succeed
+from zope.interface import implementer
+
+from backupd.errors import LedgerFailed
+from backupd.interfaces import Entry, ILedger, Line, OffThread, Room, Totals, Upload
+from backupd.ledger import backup_table, entry_table, request_table
+from backupd.ledger.batches import Batches, ledger_failed
+from backupd.ledger.request_table import RequestTable, Sums
+from backupd.ledger.upgrade import upgrade
+from backupd.requests import Ask, Backup, BackupRequest, Live, Pending, VideoId
+
+__all__ = ["SqlLedger"]
+
+T = TypeVar("T")
+
+
+def _engine(url: URL, *, in_memory: bool) -> Engine:
+    pool = StaticPool if in_memory else NullPool
+    engine = create_engine(url, poolclass=pool, connect_args={"check_same_thread": False})
+
+    @event.listens_for(engine, "connect")
+    def prepare(connection: Any, _: object) -> None:
+        # FULL: a commit is on the disk when it returns, also in WAL mode.
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=5000"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    return engine
+
+
+@implementer(ILedger)
+class SqlLedger:
+    """The ledger at ``url``. ``write_off`` and ``read_off`` each run one call at a time."""
+
+    def __init__(self, url: str, *, write_off: OffThread, read_off: OffThread) -> None:
+        self._url = make_url(url)
+        self._in_memory = self._url.database in (None, "", ":memory:")
+        self._read_off = write_off if self._in_memory else read_off
+        self._engine: Engine | None = None
+        self._writer: Connection | None = None
+        self._reader: Connection | None = None
+        self._requests = RequestTable()
+        self._committed = Sums()
+        self._watchers: list[Callable[[BackupRequest], None]] = []
+        self._batches = Batches(
+            self._writing, "BEGIN IMMEDIATE", write_off, undo=self._undo, settled=self._settled
+        )
+
+    # -- opening and closing ----------------------------------------------------------------------
+
+    def open(self) -> None:
+        try:
+            self._engine = _engine(self._url, in_memory=self._in_memory)
+            with self._engine.begin() as connection:
+                upgrade(connection)
+            plain = self._engine.execution_options(isolation_level="AUTOCOMMIT")
+            self._writer = plain.connect()
+            self._reader = self._writer if self._in_memory else plain.connect()
+            self._requests.recount(self._writer)
+            self._committed = replace(self._requests.sums)
+        except SQLAlchemyError as error:
+            raise LedgerFailed(
+                f"The ledger {self._url.render_as_string()} could not be opened: "
+                f"{getattr(error, 'orig', None) or error}."
+            ) from error
+
+    def close(self) -> Deferred[None]:
+        def shut(_: object) -> Deferred[None]:
+            return self._read_off(self._shut)
+
+        return self._batches.when_idle().addCallback(shut)
+
+    def _shut(self) -> None:
+        for connection in {self._writer, self._reader}:
+            if connection is not None:
+                connection.close()
+        if self._engine is not None:
+            self._engine.dispose()
+        self._writer = self._reader = self._engine = None
+
+    def watch(self, observer: Callable[[BackupRequest], None]) -> None:
+        self._watchers.append(observer)
+
+    def _writing(self) -> Connection:
+        if self._writer is None:
+            raise LedgerFailed("The ledger is closed.")
+        return self._writer
+
+    def _undo(self) -> None:
+        self._requests.sums = replace(self._committed)
+        self._requests.changed = []
+
+    def _settled(self) -> None:
+        self._committed = replace(self._requests.sums)
+        changed, self._requests.changed = self._requests.changed, []
+        for request in changed:
+            for observer in self._watchers:
+                observer(request)
+
+    def _write(self, step: Callable[[Connection], T]) -> Deferred[T]:
+        def careful(connection: Connection) -> T:
+            sums, changes = replace(self._requests.sums), len(self._requests.changed)
+            try:
+                return step(connection)
+            except BaseException:
+                self._requests.sums = sums
+                del self._requests.changed[changes:]
+                raise
+
+        return self._batches.submit(careful)
+
+    def _read(self, query: Callable[[Connection], T]) -> Deferred[T]:
+        def run() -> T:
+            if self._reader is None:
+                raise LedgerFailed("The ledger is closed.")
+            try:
+                return query(self._reader)
+            except SQLAlchemyError as error:
+                raise ledger_failed(error) from error
+
+        return self._read_off(run)
+
+    # -- the life of requests ---------------------------------------------------------------------
+
+    def admit(
+        self, ask: Ask, room: Callable[[int, int], Room], *, now: float, max_pending: int
+    ) -> Deferred[tuple[Live | None, Room]]:
+        return self._write(lambda c: self._requests.admit(c, ask, room, now, max_pending))
+
+    def change(
+        self,
+        request_id: str,
+        step: Callable[[BackupRequest], BackupRequest],
+        *,
+        put: Upload | None = None,
+        drop: Sequence[str] = (),
+    ) -> Deferred[BackupRequest]:
+        return self._write(lambda c: self._requests.change(c, request_id, step, put, drop))
+
+    def request(self, request_id: str) -> Deferred[BackupRequest]:
+        return self._read(lambda c: self._requests.request(c, request_id))
+
+    def by_capability(self, capability: str) -> Deferred[BackupRequest]:
+        return self._read(lambda c: request_table.by_capability(c, capability))
+
+    def live_for(self, video: VideoId, peer: str | None, limit: int) -> Deferred[list[Live]]:
+        return self._read(lambda c: request_table.live_for(c, video, peer, limit))
+
+    def requests(
+        self, *, live: bool | None, peer: str | None, after: int, limit: int
+    ) -> Deferred[list[tuple[int, BackupRequest]]]:
+        return self._read(lambda c: request_table.page(c, live, peer, after, limit))
+
+    def position(self, request: Pending) -> Deferred[int]:
+        return self._read(lambda c: request_table.position(c, request))
+
+    def all_live(self) -> Deferred[list[Live]]:
+        return self._read(request_table.all_live)
+
+    def lines(self, *, now: float, limit: int, heads: int) -> Deferred[list[Line]]:
+        return self._read(lambda c: request_table.due_lines(c, now, limit, heads))
+
+    def overdue(self, *, now: float, limit: int) -> Deferred[list[Live]]:
+        return self._read(lambda c: request_table.overdue(c, now, limit))
+
+    def totals(self) -> Deferred[Totals]:
+        return succeed(self._committed.totals())
+
+    def uploads(self, request_id: str | None) -> Deferred[list[Upload]]:
+        return self._read(lambda c: request_table.uploads_of(c, request_id))
+
+    def purge(self, *, before: float, limit: int) -> Deferred[int]:
+        def purge(connection: Connection) -> int:
+            return self._requests.purge(connection, before, limit) + entry_table.purge(
+                connection, before, limit
+            )
+
+        return self._write(purge)
+
+    # -- what is kept -----------------------------------------------------------------------------
+
+    def backup(self, backup_id: str) -> Deferred[Backup]:
+        return self._read(lambda c: backup_table.backup(c, backup_id))
+
+    def backups(
+        self, *, peer: str | None, video: VideoId | None, after: int, limit: int
+    ) -> Deferred[list[tuple[int, Backup]]]:
+        return self._read(lambda c: backup_table.page(c, peer, video, after, limit))
+
+    def put_backup(self, backup: Backup) -> Deferred[bool]:
+        return self._write(lambda c: backup_table.put_backup(c, backup))
+
+    def drop_backup(self, backup_id: str) -> Deferred[Backup]:
+        return self._write(lambda c: backup_table.drop_backup(c, backup_id))
+
+    # -- the outbox -------------------------------------------------------------------------------
+
+    def enqueue(self, entry: Entry) -> Deferred[Entry]:
+        return self._write(lambda c: entry_table.enqueue(c, entry))
+
+    def entry(self, entry_id: str) -> Deferred[Entry]:
+        return self._read(lambda c: entry_table.entry(c, entry_id))
+
+    def entry_by_capability(self, capability: str) -> Deferred[Entry]:
+        return self._read(lambda c: entry_table.entry_by_capability(c, capability))
+
+    def entries_for(self, video: VideoId, limit: int) -> Deferred[list[Entry]]:
+        return self._read(lambda c: entry_table.entries_for(c, video, limit))
+
+    def change_entry(self, entry_id: str, step: Callable[[Entry], Entry]) -> Deferred[Entry]:
+        return self._write(lambda c: entry_table.change_entry(c, entry_id, step))
+
+    def entries(
+        self, *, over: bool | None, after: int, limit: int
+    ) -> Deferred[list[tuple[int, Entry]]]:
+        return self._read(lambda c: entry_table.page(c, over, after, limit))
+
+    def entries_due(
+        self, *, now: float, limit: int, without: Sequence[str]
+    ) -> Deferred[list[Entry]]:
+        return self._read(lambda c: entry_table.due(c, now, limit, without))

@@ -1,0 +1,3 @@
+"""Numbered upgrades of the schema; Alembic runs them at start."""
+
+__all__: list[str] = []
