@@ -9,7 +9,7 @@ from backupd.ledger import rows
 from backupd.ledger.schema import backups
 from backupd.requests import Backup, VideoId, video_key
 
-__all__ = ["backup", "drop_backup", "insert_backup", "page", "put_backup"]
+__all__ = ["backup", "drop_backup", "insert_backup", "list_backup", "page", "put_backup"]
 
 _b = backups.c
 
@@ -34,6 +34,14 @@ def page(
     if video is not None:
         query = query.where(_b.video == video_key(video))
     return [(row.seq, rows.backup_value(row._mapping)) for row in connection.execute(query)]
+
+
+def list_backup(connection: Connection, kept: Backup) -> bool:
+    known = select(_b.seq).where(_b.backup_id == kept.backup_id)
+    if connection.execute(known).first() is not None:
+        return False
+    insert_backup(connection, kept)
+    return True
 
 
 def put_backup(connection: Connection, kept: Backup) -> bool:

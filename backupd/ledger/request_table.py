@@ -323,6 +323,14 @@ def live_for(connection: Connection, video: VideoId, peer: str | None, limit: in
     return _values(connection, query.order_by(_r.seq).limit(limit))
 
 
+def last_ended(connection: Connection, video: VideoId) -> BackupRequest:
+    query = select(requests).where(text("ended_at IS NOT NULL"), _r.video == video_key(video))
+    row = connection.execute(query.order_by(_r.ended_at.desc()).limit(1)).one_or_none()
+    if row is None:
+        raise NoSuchRequest(f"No backup request for video {video} is alive.")
+    return rows.request_value(row._mapping)
+
+
 def page(
     connection: Connection, live: bool | None, peer: str | None, after: int, limit: int
 ) -> list[tuple[int, BackupRequest]]:

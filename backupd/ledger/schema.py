@@ -77,6 +77,7 @@ _partial("requests_active", _r.lease_until, _r.peer, where=_active)
 _partial("requests_expiring", _r.expires_at, where=_live)
 _partial("requests_storing", _r.seq, where=text("state = 'STORING'"))
 _partial("requests_ended", _r.ended_at, where=text("ended_at IS NOT NULL"))
+_partial("requests_ended_video", _r.video, _r.ended_at, where=text("ended_at IS NOT NULL"))
 
 lines = Table(
     "lines",

@@ -162,6 +162,9 @@ class SqlLedger:
     def live_for(self, video: VideoId, peer: str | None, limit: int) -> Deferred[list[Live]]:
         return self._read(lambda c: request_table.live_for(c, video, peer, limit))
 
+    def last_ended(self, video: VideoId) -> Deferred[BackupRequest]:
+        return self._read(lambda c: request_table.last_ended(c, video))
+
     def requests(
         self, *, live: bool | None, peer: str | None, after: int, limit: int
     ) -> Deferred[list[tuple[int, BackupRequest]]]:
@@ -202,6 +205,9 @@ class SqlLedger:
         self, *, peer: str | None, video: VideoId | None, after: int, limit: int
     ) -> Deferred[list[tuple[int, Backup]]]:
         return self._read(lambda c: backup_table.page(c, peer, video, after, limit))
+
+    def list_backup(self, backup: Backup) -> Deferred[bool]:
+        return self._write(lambda c: backup_table.list_backup(c, backup))
 
     def put_backup(self, backup: Backup) -> Deferred[bool]:
         return self._write(lambda c: backup_table.put_backup(c, backup))

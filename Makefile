@@ -1,0 +1,67 @@
+# Everything one does with a checkout of backupd; `make` alone says what there is.
+
+PYTHON ?= python3
+VIDEO  ?= examples/clip.mp4
+export VIDEO
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+COMPILE = $(BIN)/uv pip compile --quiet --no-config --upgrade --universal --python-version 3.11 \
+	--only-binary :all: --generate-hashes --no-header --no-emit-index-url --no-emit-find-links
+
+.PHONY: help venv test demo run bench pins clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo 'make demo     back a real video up from one server to another, and get it back'
+	@echo '              (VIDEO=path takes yours)'
+	@echo 'make test     every check and every test'
+	@echo 'make run      one server in the foreground, on http://localhost:3000'
+	@echo 'make bench    the measurements, in one table'
+	@echo 'make venv     .venv with everything pinned; the others make it when needed'
+	@echo 'make pins     compile requirements*.in into requirements*.txt, newest versions'
+	@echo 'make clean    remove all that make has made'
+
+venv: .venv/ready
+
+# Made anew when a pin changes: what is not needed any more goes too.
+.venv/packages: requirements-dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo 'backupd needs Python 3.11 or newer: make PYTHON=/path/to/python3'; exit 1; }
+	@echo 'Making .venv ...'
+	@$(PYTHON) -m venv --clear .venv
+	@$(PIP) install --require-hashes --only-binary :all: -r requirements-dev.txt
+	@touch $@
+
+.venv/ready: .venv/packages pyproject.toml requirements.in
+	@$(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@
+
+# What consists of SynchronousTestCase passes under trial too; the rest trial does not collect.
+test: venv
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/python -m twisted.trial --reporter=summary --temp-directory=build/trial tests
+	@$(BIN)/python -m pytest
+
+demo: venv
+	@$(BIN)/python examples/demo.py "$$VIDEO"
+
+run: venv
+	@$(BIN)/twistd --nodaemon --pidfile= --python backupd.tac
+
+bench: venv
+	@$(BIN)/python -m bench
+
+pins: venv
+	@$(PIP) install uv
+	@$(COMPILE) requirements.in -o requirements.txt
+	@$(COMPILE) requirements-dev.in -c requirements.txt -o requirements-dev.txt
+	@echo 'requirements.txt and requirements-dev.txt are up to date.'
+
+clean:
+	@rm -rf .venv build dist demo-data backupd.egg-info _trial_temp* examples/axios/node_modules
+	@rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis twistd.pid twistd.log
+	@find . -name __pycache__ -prune -exec rm -rf {} +
+	@find . -name dropin.cache -delete

@@ -1,0 +1,129 @@
+"""A small, blocking client of the daemon's HTTP API, for the command line."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import ssl
+from collections.abc import Iterator, Mapping
+from typing import Any
+from urllib.parse import quote, urlencode, urlsplit
+
+from backupd.errors import BackupdError, SettingsError
+from backupd.own_folder import read_token
+from backupd.settings import load
+
+__all__ = ["Api", "ApiFailed", "find_token"]
+
+TIMEOUT = 60.0
+
+
+class ApiFailed(BackupdError):
+    """The daemon could not be reached, or refused; ``status`` is 0 without an answer."""
+
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def find_token(given: str | None, environ: Mapping[str, str]) -> str | None:
+    """The control token: as given, from ``BACKUPD_TOKEN``, or from the file under the root."""
+    if given or environ.get("BACKUPD_TOKEN"):
+        return given or environ.get("BACKUPD_TOKEN")
+    try:
+        return read_token(load(environ).token_file)
+    except (FileNotFoundError, SettingsError):
+        # Asked for only when an action needs it, and then with what to do about it.
+        return None
+
+
+class Api:
+    """The API at ``url``. Never follows a redirect, never uses a proxy."""
+
+    def __init__(self, url: str, token: str | None) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ApiFailed(f"{url!r} is no URL; try http://localhost:3000")
+        self.url = url.rstrip("/")
+        self._host, self._port, self._tls = parts.hostname, parts.port, parts.scheme == "https"
+        self._prefix = parts.path.rstrip("/")
+        self._token = token
+
+    def _connect(self) -> http.client.HTTPConnection:
+        if self._tls:
+            context = ssl.create_default_context()
+            return http.client.HTTPSConnection(
+                self._host, self._port, timeout=TIMEOUT, context=context
+            )
+        return http.client.HTTPConnection(self._host, self._port, timeout=TIMEOUT)
+
+    def open(
+        self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None
+    ) -> http.client.HTTPResponse:
+        """The answer, its body not read yet; the connection closes with it. Raises `ApiFailed`."""
+        sent = dict(headers or {}) | {"Connection": "close"}
+        data = None
+        if body is not None:
+            data, sent["Content-Type"] = json.dumps(body).encode(), "application/json"
+        if self._token:
+            sent["Authorization"] = f"Bearer {self._token}"
+        try:
+            connection = self._connect()
+            connection.request(method, self._prefix + path, data, sent)
+            response = connection.getresponse()
+        except (OSError, http.client.HTTPException) as error:
+            raise ApiFailed(
+                f"backupd does not answer at {self.url} ({error}); is it running? "
+                "Start it with `make run`, or say where it is with --url or BACKUPD_URL."
+            ) from error
+        if response.status >= 400:
+            self._refused(response)
+        return response
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        query: Mapping[str, object] | None = None,
+    ) -> Any:
+        """The decoded answer. Raises `ApiFailed` unless it is a success."""
+        asked = urlencode({name: str(value) for name, value in (query or {}).items()})
+        response = self.open(method, f"{path}?{asked}" if asked else path, body)
+        try:
+            return json.loads(response.read() or b"null")
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            raise ApiFailed(f"{self.url} answered what is no JSON: {error}") from error
+
+    def pages(self, path: str, member: str, query: Mapping[str, object]) -> Iterator[Any]:
+        """Every item of a list, page after page."""
+        after: object = query.get("after", 0)
+        while after is not None:
+            page = self.call("GET", path, query=dict(query) | {"after": after, "limit": 500})
+            yield from page[member]
+            after = page["next"]
+
+    def _refused(self, response: http.client.HTTPResponse) -> None:
+        try:
+            answer = json.loads(response.read(64 * 1024))
+            message = str(answer.get("detail") or answer.get("message"))
+        except (OSError, ValueError, AttributeError, http.client.HTTPException):
+            message = f"{self.url} answered {response.status} {response.reason}."
+        if response.status == 401:
+            message = (
+                "This needs the control token. It lies in .backupd/control-token under the "
+                "daemon's root: run this as the daemon's user with the same BACKUPD_ROOT (or "
+                "settings file), or give it with --token or BACKUPD_TOKEN."
+            )
+        raise ApiFailed(message, response.status)
+
+
+def part(identifier: str) -> str:
+    """An id as a part of a path."""
+    return quote(identifier, safe="")
+
+
+def resolve(path: str) -> str:
+    """The path of a local file as the daemon must be told it."""
+    return os.path.abspath(os.path.expanduser(path))

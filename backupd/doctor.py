@@ -1,0 +1,104 @@
+"""``backupctl doctor``: is everything as it must be, and if not, what to do."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from backupd.control import Api, ApiFailed
+from backupd.errors import SettingsError
+from backupd.own_folder import read_token
+from backupd.settings import Settings, load
+from backupd.sizes import format_size
+
+__all__ = ["Finding", "examine"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at; ``advice`` says what to do unless it is well."""
+
+    what: str
+    well: bool
+    told: str
+    advice: str = ""
+
+
+def examine(environ: Mapping[str, str], api: Api, other: str | None) -> Iterator[Finding]:
+    """Look at settings, folders, space, the daemon, and ``other``, the URL of another server."""
+    try:
+        settings = load(environ)
+    except SettingsError as error:
+        yield Finding("settings", False, str(error), "mend the setting, then start again")
+        return
+    yield Finding("settings", True, "are well-formed")
+    yield from _root(settings)
+    yield from _videos(settings)
+    yield from _daemon(settings, api)
+    if other:
+        yield _reach("other server", other)
+
+
+def _root(settings: Settings) -> Iterator[Finding]:
+    root = os.path.abspath(settings.root)
+    try:
+        os.makedirs(root, exist_ok=True)
+        with tempfile.TemporaryFile(dir=root) as probe:
+            probe.write(b"backupd")
+            probe.flush()
+            os.fsync(probe.fileno())
+    except OSError as error:
+        advice = f"make {root} writable for the user that backupd runs as"
+        yield Finding("root", False, f"{root} cannot be written: {error.strerror}", advice)
+        return
+    yield Finding("root", True, f"{root} can be written")
+    volume = os.statvfs(root)
+    free = volume.f_bavail * volume.f_frsize
+    floor = settings.reserved_space
+    told = f"{format_size(free)} free, {format_size(floor)} of them never promised"
+    advice = "free some space, or lower reserved_space"
+    yield Finding("space", free > floor, told, "" if free > floor else advice)
+    try:
+        read_token(settings.token_file)
+        yield Finding("control token", True, f"is in {settings.token_file}")
+    except FileNotFoundError:
+        yield Finding(
+            "control token", False, "is not there yet", "start the daemon once: it makes one"
+        )
+    except SettingsError as error:
+        yield Finding("control token", False, str(error), "run chmod 600 on the file")
+
+
+def _videos(settings: Settings) -> Iterator[Finding]:
+    for folder in settings.videos:
+        readable = os.path.isdir(folder) and os.access(folder, os.R_OK | os.X_OK)
+        told = "can be read" if readable else "is no folder that can be read"
+        yield Finding(f"videos {folder}", readable, told, "" if readable else "mend `videos`")
+
+
+def _daemon(settings: Settings, api: Api) -> Iterator[Finding]:
+    try:
+        ready = api.call("GET", "/readyz")
+    except ApiFailed as error:
+        advice = "start it with `make run`, `twistd -noy backupd.tac` or systemctl start backupd"
+        yield Finding("daemon", False, str(error), advice)
+        return
+    told = f"answers at {api.url}; {ready.get('availableSpace')} can still be promised"
+    yield Finding("daemon", True, told)
+    base = settings.public_url
+    if not base and settings.host:
+        base = f"{settings.protocol}://{settings.host}"
+    if base and urlsplit(base).netloc != urlsplit(api.url).netloc:
+        yield _reach("own links", base)
+
+
+def _reach(what: str, url: str) -> Finding:
+    try:
+        Api(url, None).call("GET", "/healthz")
+    except ApiFailed as error:
+        advice = f"check that {url} is right and that its daemon runs"
+        return Finding(what, False, str(error), advice)
+    return Finding(what, True, f"{url} answers")

@@ -1,0 +1,101 @@
+"""The daemon's own folder under the root: the lock, the control token, and the ledger beside them.
+
+Everything here is short and happens before the reactor runs.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hmac
+import os
+import stat
+from collections.abc import Callable
+
+from backupd.errors import SettingsError
+from backupd.settings import Settings
+
+__all__ = ["OwnFolder", "read_token"]
+
+
+def read_token(path: str) -> str:
+    """The control token in the file ``path``. Raises `SettingsError` when others could read it."""
+    try:
+        with open(path, encoding="ascii") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            token = file.read(1024).strip()
+    except FileNotFoundError:
+        raise
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(path, f"the control token cannot be read: {error}") from error
+    if stat.S_IMODE(mode) & 0o077:
+        raise SettingsError(path, "others can read the control token; run chmod 600 on it")
+    if len(token) < 32:
+        raise SettingsError(path, "holds no control token; delete it to have a new one made")
+    return token
+
+
+class OwnFolder:
+    """Claims the root for one daemon. ``new_token`` makes a token at the first start."""
+
+    def __init__(self, settings: Settings, new_token: Callable[[], str]) -> None:
+        self._settings = settings
+        self._new_token = new_token
+        self._lock: int | None = None
+        self._token = ""
+
+    def claim(self) -> None:
+        """Make the folder, lock it and read the token. Raises `SettingsError`."""
+        settings, folder = self._settings, self._settings.own_folder
+        try:
+            os.makedirs(folder, mode=0o700, exist_ok=True)
+            self._lock = os.open(
+                os.path.join(folder, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
+            )
+        except OSError as error:
+            raise SettingsError(
+                "root", f"{settings.root} cannot be written: {error.strerror}"
+            ) from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self.release()
+            raise SettingsError(
+                "root", f"another backupd is running on {settings.root}; stop it first"
+            ) from error
+        try:
+            try:
+                self._token = read_token(settings.token_file)
+            except FileNotFoundError:
+                self._token = self._make_token(settings.token_file)
+        except BaseException:
+            self.release()
+            raise
+
+    def _make_token(self, path: str) -> str:
+        token = self._new_token()
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            handle = os.open(path, flags, 0o600)
+            try:
+                os.write(handle, f"{token}\n".encode("ascii"))
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+        except OSError as error:
+            raise SettingsError("root", f"{path} cannot be written: {error.strerror}") from error
+        return token
+
+    def is_token(self, token: str) -> bool:
+        """Whether this is the control token; takes the same time for every wrong one."""
+        return bool(self._token) and hmac.compare_digest(token.encode(), self._token.encode())
+
+    def free(self) -> int:
+        """Bytes free on the volume that this folder is on; blocks."""
+        volume = os.statvfs(self._settings.own_folder)
+        return volume.f_bavail * volume.f_frsize
+
+    def release(self) -> None:
+        """Let another daemon have it."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None

@@ -1,0 +1,156 @@
+"""Admission: is there room, and may it be promised?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from backupd.interfaces import ILedger, IStorage, Room
+from backupd.requests import Ask, Live, VideoId
+from backupd.settings import Settings
+from backupd.sizes import format_size
+
+__all__ = ["Admission", "Decision"]
+
+NO_LEDGER_ROOM = "ledger-full"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """Yes (``request`` is there) or no (``reason`` and ``message`` say why).
+
+    ``available`` is what a newcomer could still be promised, in bytes; ``retry_after`` is in
+    seconds, None when asking again would not help.
+    """
+
+    request: Live | None
+    available: int
+    message: str
+    reason: str | None = None
+    retry_after: int | None = None
+
+
+class Admission:
+    """Takes reservations, in the same transaction that records the request.
+
+    ``ledger_room`` tells the bytes free on the volume of the ledger, which needs the floor too.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        *,
+        ledger: ILedger,
+        storage: IStorage,
+        settings: Settings,
+        clock: IReactorTime,
+        new_id: Callable[[], str],
+        new_capability: Callable[[], str],
+        ledger_room: Callable[[], int],
+    ) -> None:
+        self._ledger = ledger
+        self._storage = storage
+        self._settings = settings
+        self._clock = clock
+        self._new_id = new_id
+        self._new_capability = new_capability
+        self._ledger_room = ledger_room
+        self.draining = False
+
+    def _room(self, promised: int, growth: int) -> Room:
+        """Look at the volume; runs in the ledger's thread, under its lock."""
+        floor = self._settings.reserved_space
+        available = max(0, self._storage.free() - floor - promised)
+        if growth <= 0:
+            return Room(available=available)
+        if growth > self._storage.capacity() - floor:
+            return Room(available=available, reason="too-large")
+        if self._ledger_room() < floor:
+            return Room(available=available, reason=NO_LEDGER_ROOM)
+        if growth > available:
+            return Room(available=available, reason="insufficient-space")
+        return Room(available=available)
+
+    async def ask(
+        self,
+        *,
+        peer: str,
+        origin: str,
+        video: VideoId,
+        size: int,
+        callback: str,
+        file_name: str | None = None,
+        content_type: str | None = None,
+        sha256: str | None = None,
+    ) -> Decision:
+        """Decide on one ask. "Yes" is durable when this returns."""
+        now = self._clock.seconds()
+        ask = Ask(
+            request_id=self._new_id(),
+            peer=peer,
+            origin=origin,
+            video=video,
+            callback=callback,
+            size=size,
+            capability=self._new_capability(),
+            created_at=now,
+            file_name=file_name,
+            content_type=content_type,
+            sha256=sha256,
+        )
+        draining = self.draining
+
+        def room(promised: int, growth: int) -> Room:
+            found = self._room(promised, growth)
+            return replace(found, reason="draining") if draining else found
+
+        request, found = await self._ledger.admit(
+            ask, room, now=now, max_pending=self._settings.max_pending
+        )
+        decision = self._decide(ask, request, found)
+        self._log.info(
+            "request {request_id} {verdict}: video {video} of {peer}, {size} bytes, "
+            "{available} bytes left",
+            request_id=request.ask.request_id if request else "-",
+            verdict="admitted" if request else f"refused ({decision.reason})",
+            video=video,
+            peer=peer,
+            size=size,
+            available=decision.available,
+        )
+        return decision
+
+    def _decide(self, ask: Ask, request: Live | None, found: Room) -> Decision:
+        if request is not None:
+            new = request.ask.request_id == ask.request_id
+            left = max(0, found.available - ask.size) if new else found.available
+            return Decision(request=request, available=left, message="Server A can accept backup")
+        needs, has = format_size(ask.size), format_size(found.available)
+        match found.reason:
+            case "too-large":
+                message = f"The video needs {needs}; this volume could never hold that."
+                return self._no(found, "too-large", message, None)
+            case "queue-full":
+                message = "Too many requests are waiting; ask again later."
+                return self._no(found, "queue-full", message, 60)
+            case "draining":
+                message = "This server takes no new requests at the moment."
+                return self._no(found, "draining", message, 60)
+            case reason if reason == NO_LEDGER_ROOM:
+                message = "The volume of the ledger is nearly full, so nothing can be promised."
+                return self._no(found, "insufficient-space", message, 300)
+        message = f"The video needs {needs}, and {has} can still be promised."
+        return self._no(found, "insufficient-space", message, 300)
+
+    def _no(self, found: Room, reason: str, message: str, retry: int | None) -> Decision:
+        return Decision(
+            request=None,
+            available=found.available,
+            message=message,
+            reason=reason,
+            retry_after=retry,
+        )

@@ -1,0 +1,310 @@
+"""Intake: the bytes of a video, from a source at an offset to a durable, verified upload.
+
+Nothing here is cancelled when a client leaves: what arrived is made durable first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from backupd.errors import AlreadyStored, OffsetMismatch, ShuttingDown, TooLarge, UploadHeld
+from backupd.interfaces import ILedger, IStorage, IUpload, OffThread, Source, Upload
+from backupd.receiver.queue import Queue
+from backupd.receiver.transfer import Digests, Outcome, Transfer
+from backupd.requests import (
+    BackupRequest,
+    Live,
+    Offered,
+    Pending,
+    Received,
+    Receiving,
+    Storing,
+    live,
+    receiving,
+    taken,
+)
+from backupd.settings import Settings
+from backupd.waiting import KeyedLocks
+
+__all__ = ["Intake"]
+
+SILENCE = 5.0
+"""Seconds without a byte after which a newer upload may end an older one."""
+
+
+class Intake:
+    """Receives uploads, one at a time for each request."""
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        *,
+        ledger: ILedger,
+        storage: IStorage,
+        queue: Callable[[], Queue],
+        clock: IReactorTime,
+        off: OffThread,
+        settings: Settings,
+        new_id: Callable[[], str],
+    ) -> None:
+        self._ledger = ledger
+        self._storage = storage
+        self._queue = queue
+        self._clock = clock
+        self._off = off
+        self._settings = settings
+        self._new_id = new_id
+        self.locks = KeyedLocks()
+        self._transfers: dict[str, Transfer] = {}
+        self._digests = Digests()
+        self._stopping = False
+
+    # -- what stands ------------------------------------------------------------------------------
+
+    def under_way(self, request_id: str) -> int | None:
+        """Bytes that a running transfer has taken so far, None when none runs."""
+        transfer = self._transfers.get(request_id)
+        return None if transfer is None else transfer.received
+
+    async def newest(self, request_id: str) -> Upload | None:
+        """The newest upload of a request, whole or not."""
+        uploads = await self._ledger.uploads(request_id)
+        return uploads[-1] if uploads else None
+
+    # -- beginning --------------------------------------------------------------------------------
+
+    async def announce(self, request_id: str) -> Live:
+        """ "I am starting": OFFERED becomes RECEIVING before any byte is there."""
+        async with self.locks.hold(request_id):
+            request = live(await self._ledger.request(request_id), "received")
+            if isinstance(request, Receiving | Received | Storing):
+                return request
+            return await self._to_receiving(request, put=None, drop=[])
+
+    async def _to_receiving(self, request: Live, *, put: Upload | None, drop: list[str]) -> Live:
+        """Take a turn where one is needed, and become RECEIVING in one step with the upload."""
+        ask, now, settings = request.ask, self._clock.seconds(), self._settings
+
+        def step(current: BackupRequest) -> BackupRequest:
+            if isinstance(current, Pending):
+                current = taken(
+                    current,
+                    lease_until=now + settings.offer_lease,
+                    expires_at=now + settings.upload_expiry,
+                )
+            return receiving(current, lease_until=now + settings.offer_lease)
+
+        claimed = isinstance(request, Pending | Received)
+        if claimed:
+            await self._queue().take_turn(request)
+        try:
+            changed = await self._ledger.change(ask.request_id, step, put=put, drop=drop)
+        finally:
+            if claimed:
+                self._queue().give_back(ask.request_id)
+        return live(changed, "received")
+
+    async def _make_way(self, request_id: str) -> None:
+        """End a transfer that is dead or silent; raises `UploadHeld` when it is alive."""
+        transfer = self._transfers.get(request_id)
+        if transfer is None:
+            return
+        if not transfer.ending and transfer.source.silent_for() < SILENCE:
+            raise UploadHeld("Another upload for this request is alive.", retry_after=SILENCE)
+        transfer.source.abort()
+        await self._wait_for(transfer)
+
+    async def _wait_for(self, transfer: Transfer) -> None:
+        waiter: Deferred[None] = Deferred()
+        transfer.done.addCallback(lambda _: waiter.callback(None))
+        await waiter
+
+    # -- receiving --------------------------------------------------------------------------------
+
+    async def receive(
+        self,
+        request_id: str,
+        source: Source,
+        *,
+        length: int | None,
+        offset: int | None = None,
+        digests: Mapping[str, bytes] | None = None,
+        file_name: Callable[[], str | None] = lambda: None,
+        content_type: str | None = None,
+    ) -> Outcome | Upload:
+        """Take the bytes of ``source`` as an upload of this request.
+
+        ``length`` is what is announced, None when unknown. ``offset`` None starts a new upload;
+        else the newest one goes on there, or `OffsetMismatch` tells where it stands. ``digests``
+        (``sha-256`` to 32 bytes) must agree with the whole. Returns the `Outcome` once every
+        byte is durable and the ledger knows, or the `Upload` as it stands when a resumed upload
+        is not whole yet. Raises before the first byte is read where it can.
+        """
+        if self._stopping:
+            raise ShuttingDown("This server is stopping; go on when it is back.", 5.0)
+        async with self.locks.hold(request_id):
+            request = await self._ready(request_id)
+            if offset is None:
+                upload, handle = await self._start(request, length)
+            else:
+                upload, handle = await self._resume(request, offset, length)
+            transfer = self._transfers[request_id] = Transfer(
+                ledger=self._ledger,
+                storage=self._storage,
+                off=self._off,
+                clock=self._clock,
+                settings=self._settings,
+                remembered=self._digests,
+                source=source,
+                upload=upload,
+                handle=handle,
+            )
+            transfer.done.addBoth(self._let_go, request_id)
+        return await transfer.run(digests or {}, file_name, content_type)
+
+    def _let_go(self, _: object, request_id: str) -> None:
+        del self._transfers[request_id]
+
+    async def _ready(self, request_id: str) -> Live:
+        await self._make_way(request_id)
+        request = live(await self._ledger.request(request_id), "received")
+        if isinstance(request, Storing):
+            raise AlreadyStored("The backup is being stored; nothing can be added to it.")
+        return request
+
+    async def _start(self, request: Live, length: int | None) -> tuple[Upload, IUpload]:
+        """A new upload, its room allocated, and the request RECEIVING."""
+        ask, now = request.ask, self._clock.seconds()
+        want = ask.size if length is None else length
+        if want > ask.size:
+            raise TooLarge(
+                f"{want} bytes are more than the {ask.size} that were reserved.", ask.size
+            )
+        drop = await self._in_the_way(ask.request_id, ask.size - want)
+        if drop:
+            await self._ledger.change(ask.request_id, self._without(drop), drop=drop)
+            await self._discard(drop)
+            request = live(await self._ledger.request(ask.request_id), "received")
+        upload = Upload(
+            upload_id=self._new_id(),
+            request_id=ask.request_id,
+            length=length,
+            allocated=want,
+            created_at=now,
+            changed_at=now,
+        )
+        try:
+            handle = await self._off(self._create, upload.upload_id, want)
+            try:
+                await self._to_receiving(request, put=upload, drop=[])
+            except BaseException:
+                await self._off(handle.close)
+                raise
+        except BaseException:
+            await self._discard([upload.upload_id])
+            raise
+        return upload, handle
+
+    def _without(self, drop: list[str]) -> Callable[[BackupRequest], BackupRequest]:
+        """RECEIVED without its bytes is RECEIVING again; else nothing changes."""
+        lease = self._clock.seconds() + self._settings.offer_lease
+
+        def step(request: BackupRequest) -> BackupRequest:
+            if isinstance(request, Received) and request.upload_id in drop:
+                return receiving(request, lease_until=lease)
+            return request
+
+        return step
+
+    def _create(self, upload_id: str, size: int) -> IUpload:
+        handle = self._storage.create(upload_id)
+        try:
+            handle.allocate(size)
+        except BaseException:
+            handle.close()
+            raise
+        return handle
+
+    async def _in_the_way(self, request_id: str, spare: int) -> list[str]:
+        """Uploads that must go so that the others take at most ``spare`` bytes.
+
+        Unfinished ones go first, the oldest of them first.
+        """
+        uploads = await self._ledger.uploads(request_id)
+        occupied = sum(upload.allocated for upload in uploads)
+        drop: list[str] = []
+        for upload in sorted(uploads, key=lambda upload: upload.sha256 is not None):
+            if occupied <= spare:
+                break
+            drop.append(upload.upload_id)
+            occupied -= upload.allocated
+        return drop
+
+    async def _resume(
+        self, request: Live, offset: int, length: int | None
+    ) -> tuple[Upload, IUpload]:
+        upload = await self.newest(request.ask.request_id)
+        if upload is None or upload.sha256 is not None or upload.offset != offset:
+            raise OffsetMismatch(upload.offset if upload is not None else 0)
+        limit = request.ask.size if upload.length is None else upload.length
+        if length is not None and offset + length > limit:
+            raise TooLarge(f"{offset + length} bytes are more than the {limit} announced.", limit)
+        if not isinstance(request, Receiving):
+            await self._to_receiving(request, put=None, drop=[])
+        return upload, await self._off(self._storage.reopen, upload.upload_id)
+
+    async def _discard(self, upload_ids: list[str]) -> None:
+        for upload_id in upload_ids:
+            await self._off(self._storage.discard, upload_id)
+
+    # -- ending -----------------------------------------------------------------------------------
+
+    async def end(
+        self, request_id: str, step: Callable[[BackupRequest], BackupRequest]
+    ) -> BackupRequest:
+        """Apply a step that may end the request: its transfer stops, its bytes go after it."""
+        async with self.locks.hold(request_id):
+            before = step(await self._ledger.request(request_id))
+            if isinstance(before, Pending | Offered | Receiving | Received | Storing):
+                return await self._ledger.change(request_id, step)
+            transfer = self._transfers.get(request_id)
+            if transfer is not None:
+                transfer.source.abort()
+                await self._wait_for(transfer)
+            uploads = [upload.upload_id for upload in await self._ledger.uploads(request_id)]
+            changed = await self._ledger.change(request_id, step)
+            self._log.info(
+                "request {request_id} is {state}",
+                request_id=request_id,
+                state=type(changed).__name__.upper(),
+                reason=getattr(changed, "reason", None),
+            )
+            await self._discard(uploads)
+            return changed
+
+    async def interrupt(self, request_id: str) -> None:
+        """End the running transfer of a request, keeping what arrived."""
+        transfer = self._transfers.get(request_id)
+        if transfer is not None:
+            transfer.source.abort()
+            await self._wait_for(transfer)
+
+    async def stop(self, grace: float) -> None:
+        """Let uploads finish for ``grace`` seconds, then checkpoint and end those that go on."""
+        self._stopping = True
+        transfers = list(self._transfers.values())
+
+        def give_up() -> None:
+            for transfer in transfers:
+                transfer.source.abort()
+
+        deadline = self._clock.callLater(grace, give_up)
+        for transfer in transfers:
+            await self._wait_for(transfer)
+        if deadline.active():
+            deadline.cancel()

@@ -1,0 +1,301 @@
+"""Keeping: from a whole upload to a backup under its final name, and what follows in its life."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from backupd.errors import (
+    AlreadyStored,
+    DigestMismatch,
+    Incomplete,
+    Over,
+    StorageFailed,
+)
+from backupd.interfaces import ILedger, IStorage, OffThread, Upload
+from backupd.receiver.intake import Intake
+from backupd.requests import (
+    Backup,
+    BackupRequest,
+    Cancelled,
+    Expired,
+    Failed,
+    Received,
+    Receiving,
+    Stored,
+    Storing,
+    ended,
+    received,
+    rejected,
+    stored,
+    storing,
+)
+from backupd.settings import Settings
+from backupd.storage.names import file_name
+
+__all__ = ["Keeper", "Progress"]
+
+READ = 4 * 1024 * 1024
+"""Bytes that a verification reads at a time."""
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a verification has come, in bytes."""
+
+    read: int
+    size: int
+
+
+class Keeper:
+    """Stores what was received, verifies it later, and deletes it when asked to."""
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        *,
+        ledger: ILedger,
+        storage: IStorage,
+        intake: Intake,
+        clock: IReactorTime,
+        off: OffThread,
+        settings: Settings,
+        new_id: Callable[[], str],
+    ) -> None:
+        self._ledger = ledger
+        self._storage = storage
+        self._intake = intake
+        self._clock = clock
+        self._off = off
+        self._settings = settings
+        self._new_id = new_id
+        self.verifying: dict[str, Progress] = {}
+
+    # -- complete-backup --------------------------------------------------------------------------
+
+    async def give_up(self, request_id: str) -> None:
+        """The sender says ``success: false``: FAILED, and the room is free. Again is harmless."""
+        request = await self._ledger.request(request_id)
+        if isinstance(request, Failed):
+            return
+        if isinstance(request, Stored | Storing):
+            raise AlreadyStored("The backup is stored already; nothing was deleted.")
+        now = self._clock.seconds()
+        reason = "The sender gave it up."
+        await self._intake.end(request_id, lambda r: ended(r, Failed, reason=reason, now=now))
+
+    async def complete(
+        self, request_id: str, *, size: int | None = None, sha256: str | None = None
+    ) -> Backup:
+        """The sender says that this is it. Returns once the backup is stored for good.
+
+        Raises `Incomplete` while bytes are missing, `DigestMismatch` when ``size`` or ``sha256``
+        disagree with what arrived, `Over` when the request has ended otherwise.
+        """
+        async with self._intake.locks.hold(request_id):
+            request = await self._ledger.request(request_id)
+            if isinstance(request, Stored):
+                return await self._ledger.backup(request.backup_id)
+            if isinstance(request, Expired | Cancelled | Failed):
+                raise Over(f"The backup request has ended: {request.reason}")
+            if isinstance(request, Storing):
+                return await self._finish(request)
+            upload = await self._whole(request)
+            await self._agree(request, upload, size, sha256)
+            return await self._finish(await self._name(request, upload))
+
+    async def _whole(self, request: BackupRequest) -> Upload:
+        """The newest whole upload."""
+        uploads = await self._ledger.uploads(request.ask.request_id)
+        whole = [upload for upload in uploads if upload.sha256 is not None]
+        under_way = self._intake.under_way(request.ask.request_id)
+        if whole and under_way is None:
+            return whole[-1]
+        newest = uploads[-1] if uploads else None
+        arrived = newest.offset if newest else 0
+        raise Incomplete(max(arrived, under_way or 0), newest.length if newest else None)
+
+    async def _agree(
+        self, request: BackupRequest, upload: Upload, size: int | None, sha256: str | None
+    ) -> None:
+        wrong = ""
+        if size is not None and size != upload.offset:
+            wrong = f"{upload.offset} bytes arrived; the sender speaks of {size}."
+        elif sha256 is not None and sha256.lower() != upload.sha256:
+            wrong = f"The bytes have SHA-256 {upload.sha256}; the sender speaks of {sha256}."
+        elif request.ask.sha256 not in (None, upload.sha256):
+            wrong = f"The bytes have SHA-256 {upload.sha256}, asked was {request.ask.sha256}."
+        if not wrong:
+            return
+        now, request_id = self._clock.seconds(), request.ask.request_id
+        back = await self._as_received(request, upload)
+        uploads = await self._ledger.uploads(request_id)
+        drop = [one.upload_id for one in uploads]
+        await self._ledger.change(
+            request_id, lambda r: rejected(back(r), why=wrong, now=now), drop=drop
+        )
+        for upload_id in drop:
+            await self._off(self._storage.discard, upload_id)
+        raise DigestMismatch(wrong)
+
+    async def _as_received(
+        self, request: BackupRequest, upload: Upload
+    ) -> Callable[[BackupRequest], BackupRequest]:
+        """A step that makes a request whose newest upload was cut RECEIVED by its whole one."""
+        expires_at = self._clock.seconds() + self._settings.upload_expiry
+
+        def step(current: BackupRequest) -> BackupRequest:
+            if not isinstance(current, Receiving):
+                return current
+            return received(
+                current,
+                upload_id=upload.upload_id,
+                size=upload.offset,
+                sha256=upload.sha256 or "",
+                expires_at=expires_at,
+            )
+
+        return step
+
+    async def _name(self, request: BackupRequest, upload: Upload) -> Storing:
+        """Commit the final name; from here on it only goes forward."""
+        ask, backup_id = request.ask, self._new_id()
+        given = ask.file_name or upload.file_name
+        content_type = ask.content_type or upload.content_type
+        name = given or file_name(None, ask.video, content_type)
+        folder, safe = self._storage.place(ask.peer, ask.video, backup_id, name)
+        now = self._clock.seconds()
+        backup = Backup(
+            backup_id=backup_id,
+            request_id=ask.request_id,
+            peer=ask.peer,
+            video=ask.video,
+            file_name=name,
+            content_type=content_type,
+            size=upload.offset,
+            sha256=upload.sha256 or "",
+            stored_at=now,
+            verified_at=now,
+            folder=folder,
+            name=safe,
+        )
+        back = await self._as_received(request, upload)
+        changed = await self._ledger.change(
+            ask.request_id,
+            lambda r: storing(_by(back(r), upload), backup=backup),
+            # What the upload occupies beyond its size is freed next: unmark it first.
+            put=replace(upload, allocated=upload.offset, changed_at=now),
+        )
+        if not isinstance(changed, Storing):
+            raise AlreadyStored("The backup is stored already.")
+        return changed
+
+    async def _finish(self, request: Storing) -> Backup:
+        request_id, backup = request.ask.request_id, request.backup
+        others = await self._ledger.uploads(request_id)
+        await self._off(self._storage.keep, request.upload_id, backup)
+        now = self._clock.seconds()
+        await self._ledger.change(request_id, lambda r: stored(r, now=now))
+        self._log.info(
+            "request {request_id} stored as backup {backup_id}: {folder}/{name}, {size} bytes",
+            request_id=request_id,
+            backup_id=backup.backup_id,
+            folder=backup.folder,
+            name=backup.name,
+            size=backup.size,
+            sha256=backup.sha256,
+        )
+        for upload in others:
+            if upload.upload_id != request.upload_id:
+                await self._off(self._storage.discard, upload.upload_id)
+        return backup
+
+    async def roll_forward(self, request_id: str) -> None:
+        """Bring a request that stands in STORING to its end, wherever it was left."""
+        async with self._intake.locks.hold(request_id):
+            request = await self._ledger.request(request_id)
+            if isinstance(request, Storing):
+                await self._finish(request)
+
+    # -- what is kept -----------------------------------------------------------------------------
+
+    async def verify(self, backup_id: str) -> Backup:
+        """Read every byte again; the backup with its new ``verified_at`` or ``problem``."""
+        backup = await self._ledger.backup(backup_id)
+        if backup_id in self.verifying:
+            return backup
+        progress = self.verifying[backup_id] = Progress(0, backup.size)
+        try:
+            problem = await self._check(backup, progress)
+        finally:
+            del self.verifying[backup_id]
+        now = self._clock.seconds()
+        current = await self._ledger.backup(backup_id)
+        checked = replace(current, problem=problem, verified_at=current.verified_at)
+        if problem is None:
+            checked = replace(checked, verified_at=now)
+        else:
+            self._log.error(
+                "backup {backup_id} is damaged: {problem}", backup_id=backup_id, problem=problem
+            )
+        await self._ledger.put_backup(checked)
+        try:
+            await self._off(self._storage.describe, checked)
+        except StorageFailed as error:
+            # The list has it; where the whole folder is gone there is nowhere to write it down.
+            self._log.error(
+                "backup {backup_id}: sidecar not written: {why}",
+                backup_id=backup_id,
+                why=str(error),
+            )
+        return checked
+
+    async def _check(self, backup: Backup, progress: Progress) -> str | None:
+        """What is wrong with the stored bytes, None when nothing is."""
+        hasher = hashlib.sha256()
+        try:
+            stored_bytes = await self._off(self._storage.open, backup)
+        except StorageFailed as error:
+            return str(error)
+
+        def read_on() -> int:
+            data = stored_bytes.read(progress.read, READ)
+            hasher.update(data)
+            return len(data)
+
+        try:
+            while count := await self._off(read_on):
+                progress.read += count
+        except StorageFailed as error:
+            return str(error)
+        finally:
+            await self._off(stored_bytes.close)
+        if progress.read != backup.size:
+            return f"The file has {progress.read} bytes instead of {backup.size}."
+        if hasher.hexdigest() != backup.sha256:
+            return f"The file has SHA-256 {hasher.hexdigest()} instead of {backup.sha256}."
+        return None
+
+    async def delete(self, backup_id: str) -> Backup:
+        """Delete a kept backup: first its files, so that nothing unlisted is left behind."""
+        backup = await self._ledger.backup(backup_id)
+        await self._off(self._storage.remove, backup)
+        await self._ledger.drop_backup(backup_id)
+        self._log.info(
+            "backup {backup_id} deleted: {folder}", backup_id=backup_id, folder=backup.folder
+        )
+        return backup
+
+
+def _by(request: BackupRequest, upload: Upload) -> BackupRequest:
+    """RECEIVED by this upload, the newest whole one."""
+    if isinstance(request, Received) and request.upload_id != upload.upload_id:
+        return replace(
+            request, upload_id=upload.upload_id, size=upload.offset, sha256=upload.sha256 or ""
+        )
+    return request

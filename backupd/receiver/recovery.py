@@ -1,0 +1,109 @@
+"""Recovery: what a crash left behind, put right before anything else is done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from backupd.interfaces import Damaged, ILedger, IStorage, OffThread, Upload
+from backupd.receiver.keeping import Keeper
+from backupd.requests import BackupRequest, Pending, Received, Storing, live
+
+__all__ = ["Rebuilt", "rebuild", "recover"]
+
+_log = Logger()
+
+
+async def recover(
+    *, ledger: ILedger, storage: IStorage, keeper: Keeper, off: OffThread, clock: IReactorTime
+) -> None:
+    """Make ledger and volume agree again.
+
+    Uploads fall back to their durable offset; bytes that no upload owns are removed; uploads
+    whose bytes are gone are forgotten; what stood in STORING goes on to its end.
+    """
+    on_disk = await off(storage.uploads)
+    known: set[str] = set()
+    for upload in await ledger.uploads(None):
+        known.add(upload.upload_id)
+        await _recover_upload(ledger, upload, on_disk.get(upload.upload_id), clock.seconds())
+        if upload.offset == 0 and upload.sha256 is None:
+            known.discard(upload.upload_id)
+    for upload_id in on_disk.keys() - known:
+        _log.info("removing unfinished upload {upload_id}", upload_id=upload_id)
+        await off(storage.discard, upload_id)
+    for request in await ledger.all_live():
+        if isinstance(request, Storing):
+            _log.info("request {request_id} goes on to STORED", request_id=request.ask.request_id)
+            await keeper.roll_forward(request.ask.request_id)
+
+
+async def _recover_upload(
+    ledger: ILedger, upload: Upload, allocated: int | None, now: float
+) -> None:
+    request = await ledger.request(upload.request_id)
+    if isinstance(request, Storing):
+        return
+    if allocated is None or (upload.offset == 0 and upload.sha256 is None):
+        _log.info(
+            "upload {upload_id} of request {request_id} is gone; it starts again",
+            upload_id=upload.upload_id,
+            request_id=upload.request_id,
+        )
+        step = _without(upload.upload_id, now)
+        await ledger.change(upload.request_id, step, drop=[upload.upload_id])
+    elif allocated != upload.allocated:
+        put = replace(upload, allocated=allocated)
+        await ledger.change(upload.request_id, lambda r: r, put=put)
+
+
+def _without(upload_id: str, now: float) -> Callable[[BackupRequest], BackupRequest]:
+    def step(request: BackupRequest) -> BackupRequest:
+        alive = live(request, "recovered")
+        if not isinstance(alive, Received) or alive.upload_id != upload_id:
+            return alive
+        return Pending(
+            ask=alive.ask,
+            due_at=now,
+            accepted=True,
+            expires_at=alive.expires_at,
+            tries=alive.tries,
+            last_error="The bytes that had arrived are gone from the disk.",
+        )
+
+    return step
+
+
+class Rebuilt:
+    """What `rebuild` found: backups new to the ledger, known ones, and damaged places."""
+
+    def __init__(self) -> None:
+        self.added = 0
+        self.known = 0
+        self.damaged: list[Damaged] = []
+        self.more_damaged = 0
+
+
+async def rebuild(*, ledger: ILedger, storage: IStorage, off: OffThread) -> Rebuilt:
+    """Put every backup that lies under the root on the ledger's list, from its sidecar.
+
+    Nothing is deleted or changed on the disk; what is damaged is reported. A backup that is
+    rebuilt counts as not verified until `Keeper.verify` has read it.
+    """
+    result = Rebuilt()
+    found = await off(storage.walk)
+    while (one := await off(next, found, None)) is not None:
+        if isinstance(one, Damaged):
+            if len(result.damaged) < 1000:
+                result.damaged.append(one)
+            else:
+                result.more_damaged += 1
+            continue
+        if await ledger.list_backup(replace(one.backup, verified_at=None)):
+            result.added += 1
+        else:
+            result.known += 1
+    return result

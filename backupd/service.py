@@ -1,0 +1,362 @@
+"""The daemon: owns the state, the loop, and the order of start and stop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Protocol
+
+from twisted.application.service import Service
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.interfaces import IListeningPort, IProtocolFactory
+from twisted.internet.task import LoopingCall
+from twisted.logger import ILogObserver, Logger
+from twisted.python.components import Componentized
+from twisted.python.failure import Failure
+
+from backupd.errors import BackupdError, SettingsError
+from backupd.interfaces import ILedger, IStorage, OffThread
+from backupd.links import Links
+from backupd.own_folder import OwnFolder
+from backupd.peer.origins import is_loopback
+from backupd.receiver.admission import Admission
+from backupd.receiver.expiry import Expiry
+from backupd.receiver.intake import Intake
+from backupd.receiver.keeping import Keeper
+from backupd.receiver.queue import Offer, Queue
+from backupd.receiver.recovery import Rebuilt, rebuild, recover
+from backupd.requests import (
+    BackupRequest,
+    Offered,
+    Pending,
+    Received,
+    Receiving,
+    Storing,
+)
+from backupd.sender.outbox import Outbox
+from backupd.settings import Settings
+from backupd.waiting import go_on
+
+__all__ = ["BackupService", "Chance", "Running"]
+
+Stage = Coroutine[Deferred[Any], Any, None]
+InProgress = Offered | Receiving | Received | Storing
+
+
+class Running(Protocol):
+    """Something with a start and a stop that blocks only briefly, such as a pool of threads."""
+
+    def start(self) -> None: ...
+    def stop(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chance:
+    """Everything that is random: ids, capabilities, and the jitter of a wait."""
+
+    new_id: Callable[[], str]
+    new_capability: Callable[[], str]
+    backoff: Callable[[int], float]
+
+
+class BackupService(Service):
+    """Both roles of one daemon.
+
+    ``backup_requests`` and ``backups_in_progress`` are live views of the ledger, by request id:
+    what waits for its turn, and what has been offered, is being received or stored. A request
+    that ends leaves them in the same turn of the reactor in which its end is committed.
+    """
+
+    name = "backupd"
+    _log = Logger()
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        reactor: Any,
+        own: OwnFolder,
+        ledger: ILedger,
+        storage: IStorage,
+        off: OffThread,
+        offer: Offer,
+        outbox: Callable[[Links, Callable[[], None]], Outbox],
+        chance: Chance,
+        threads: Sequence[Running] = (),
+        tell_init: Callable[[str], None] = lambda state: None,
+        log_observer: ILogObserver | None = None,
+    ) -> None:
+        self.settings = settings
+        self.reactor = reactor
+        self.own = own
+        self.ledger = ledger
+        self.storage = storage
+        self.off = off
+        self.links = Links(_base(settings, None))
+        self.new_id = chance.new_id
+        self._threads = threads
+        self._tell_init = tell_init
+        self._log_observer = log_observer
+        self._pending: dict[str, Pending] = {}
+        self._in_progress: dict[str, InProgress] = {}
+        self.backup_requests: Mapping[str, Pending] = MappingProxyType(self._pending)
+        self.backups_in_progress: Mapping[str, InProgress] = MappingProxyType(self._in_progress)
+
+        self.admission = Admission(
+            ledger=ledger,
+            storage=storage,
+            settings=settings,
+            clock=reactor,
+            new_id=chance.new_id,
+            new_capability=chance.new_capability,
+            ledger_room=own.free,
+        )
+        self.intake = Intake(
+            ledger=ledger,
+            storage=storage,
+            queue=lambda: self.queue,
+            clock=reactor,
+            off=off,
+            settings=settings,
+            new_id=chance.new_id,
+        )
+        self.queue = Queue(
+            ledger=ledger,
+            offer=offer,
+            links=self.links,
+            clock=reactor,
+            settings=settings,
+            backoff=chance.backoff,
+            end=lambda request_id, step: go_on(self.intake.end(request_id, step)),
+            nudge=self.nudge,
+        )
+        self.keeper = Keeper(
+            ledger=ledger,
+            storage=storage,
+            intake=self.intake,
+            clock=reactor,
+            off=off,
+            settings=settings,
+            new_id=chance.new_id,
+        )
+        self.expiry = Expiry(
+            ledger=ledger,
+            intake=self.intake,
+            keeper=self.keeper,
+            clock=reactor,
+            settings=settings,
+        )
+        self.outbox = outbox(self.links, self.nudge)
+        self.site: IProtocolFactory | None = None
+        self.ready = False
+        self._ports: list[IListeningPort] = []
+        self._prepared = False
+        self._starting: Deferred[None] = succeed(None)
+        self._loop = LoopingCall(self._tick, True)
+        self._loop.clock = reactor
+        self._round: Deferred[None] | None = None
+        self._again: bool | None = None
+        self._nudged = False
+
+    # -- state ------------------------------------------------------------------------------------
+
+    def _observe(self, request: BackupRequest) -> None:
+        request_id = request.ask.request_id
+        self._pending.pop(request_id, None)
+        self._in_progress.pop(request_id, None)
+        if isinstance(request, Pending):
+            self._pending[request_id] = request
+        elif isinstance(request, Offered | Receiving | Received | Storing):
+            self._in_progress[request_id] = request
+        self.queue.observe(request)
+
+    # -- the loop ---------------------------------------------------------------------------------
+
+    def nudge(self) -> None:
+        """Look at queue and outbox at once, instead of at the next tick."""
+        if not self._nudged and self.ready:
+            self._nudged = True
+            self.reactor.callLater(0, self._tick, False)
+
+    def _tick(self, sweep: bool) -> None:
+        """One look; never raises, never overlaps itself. ``sweep`` also ends what is overdue."""
+        self._nudged = False
+        if not self.ready:
+            return
+        if self._round is not None:
+            self._again = bool(self._again) or sweep
+            return
+        self._round = go_on(self._look(sweep))
+        self._round.addBoth(self._looked)
+
+    def _looked(self, _: object) -> None:
+        self._round = None
+        again, self._again = self._again, None
+        if again is not None:
+            self.reactor.callLater(0, self._tick, again)
+
+    async def _look(self, sweep: bool) -> None:
+        jobs: list[Callable[[], Stage]] = [self.queue.tick, self.outbox.tick]
+        for job in [self.expiry.sweep, *jobs] if sweep else jobs:
+            try:
+                await job()
+            except BackupdError as error:
+                self._log.error("the loop goes on after: {why}", why=str(error))
+            except Exception:
+                self._log.failure("the loop goes on after a defect")
+
+    # -- starting ---------------------------------------------------------------------------------
+
+    def setServiceParent(self, parent: Any) -> None:  # noqa: N802
+        """Join an application; with ``log_format = "json"`` it logs as JSON from then on."""
+        if self._log_observer is not None and isinstance(parent, Componentized):
+            parent.setComponent(ILogObserver, self._log_observer)
+        Service.setServiceParent(self, parent)
+
+    def prepare(self) -> None:
+        """Claim the root, open the ledger, listen. Blocks; before the reactor runs.
+
+        Raises `SettingsError` or another `BackupdError`, and has then let go of everything.
+        """
+        self.own.claim()
+        try:
+            self.storage.prepare()
+            self.ledger.open()
+            self._listen()
+        except BaseException:
+            for port in self._ports:
+                port.stopListening()
+            self.own.release()
+            raise
+        self._prepared = True
+
+    def _listen(self) -> None:
+        if self.site is None:
+            return
+        for description in self.settings.listen:
+            failures: list[Failure] = []
+            try:
+                endpoint = serverFromString(self.reactor, description)
+                listening = endpoint.listen(self.site)
+            except (ValueError, TypeError, KeyError, LookupError) as error:
+                raise SettingsError(
+                    "listen", f"{description!r} is no endpoint string: {error}"
+                ) from error
+            listening.addCallbacks(self._ports.append, failures.append)
+            if failures:
+                raise SettingsError(
+                    "listen", f"{description!r} cannot be used: {failures[0].getErrorMessage()}"
+                )
+            host = self._ports[-1].getHost()
+            local = isinstance(host, UNIXAddress) or (
+                isinstance(host, IPv4Address | IPv6Address) and is_loopback(host.host)
+            )
+            if not local:
+                raise SettingsError(
+                    "listen",
+                    f"{description!r} can be reached from outside, and no peers are configured; "
+                    "add :interface=127.0.0.1",
+                )
+        self.links.base = _base(self.settings, self._ports[0].getHost())
+
+    @property
+    def addresses(self) -> list[Any]:
+        """Where it listens."""
+        return [port.getHost() for port in self._ports]
+
+    def privilegedStartService(self) -> None:  # noqa: N802
+        """Everything that can be wrong with the settings shows here, in one line."""
+        try:
+            self.prepare()
+        except BackupdError as error:
+            raise SystemExit(f"backupd: {error}") from error
+        Service.privilegedStartService(self)
+
+    def startService(self) -> None:  # noqa: N802
+        """Recover, then take work."""
+        if not self._prepared:
+            self.prepare()
+        Service.startService(self)
+        for threads in self._threads:
+            threads.start()
+        self._starting = go_on(self._start())
+        self._starting.addErrback(self._start_failed)
+
+    async def _start(self) -> None:
+        await recover(
+            ledger=self.ledger,
+            storage=self.storage,
+            keeper=self.keeper,
+            off=self.off,
+            clock=self.reactor,
+        )
+        for request in await self.ledger.all_live():
+            self._observe(request)
+        self.ledger.watch(self._observe)
+        await self.outbox.start()
+        self.ready = True
+        self._loop.start(self.settings.loop_interval, now=True)
+        self._tell_init("READY=1")
+        self._log.info(
+            "backupd is ready at {base}: {pending} waiting, {in_progress} in progress",
+            base=self.links.base,
+            pending=len(self._pending),
+            in_progress=len(self._in_progress),
+        )
+
+    def _start_failed(self, failure: Failure) -> None:
+        self._log.failure("backupd could not start", failure)
+        self._tell_init(f"STATUS={failure.getErrorMessage()}")
+        self.reactor.stop()
+
+    # -- stopping ---------------------------------------------------------------------------------
+
+    def stopService(self) -> Deferred[None]:  # noqa: N802
+        """Stop listening and the loop, let uploads finish or checkpoint them, close the ledger."""
+        Service.stopService(self)
+        return go_on(self._stop())
+
+    async def _stop(self) -> None:
+        self._tell_init("STOPPING=1")
+        self._log.info(
+            "backupd is stopping; uploads may take {grace} s more",
+            grace=self.settings.shutdown_grace,
+        )
+        await self._starting
+        self.admission.draining = True
+        for port in self._ports:
+            await _deferred(port.stopListening())
+        if self._loop.running:
+            self._loop.stop()
+        await self.queue.stop()
+        await self.outbox.stop()
+        await self.intake.stop(self.settings.shutdown_grace)
+        self.ready = False
+        if self._round is not None:
+            await self._round
+        await self.ledger.close()
+        for threads in self._threads:
+            threads.stop()
+        self.own.release()
+        self._log.info("backupd has stopped")
+
+    # -- what the operator asks for ---------------------------------------------------------------
+
+    async def rebuild(self) -> Rebuilt:
+        """Put on the ledger's list what lies under the root."""
+        return await rebuild(ledger=self.ledger, storage=self.storage, off=self.off)
+
+
+def _base(settings: Settings, address: object) -> str:
+    """What the links begin with: the settings' word, or the port that is listened on."""
+    if settings.public_url:
+        return settings.public_url
+    port = address.port if isinstance(address, IPv4Address | IPv6Address) else 3000
+    return f"{settings.protocol}://{settings.host or f'localhost:{port}'}"
+
+
+def _deferred(result: Any) -> Deferred[Any]:
+    return result if isinstance(result, Deferred) else succeed(result)

@@ -1,0 +1,122 @@
+"""Options of ``twistd backupd``, and the only place where the daemon's objects are joined."""
+
+from __future__ import annotations
+
+import os
+import random
+import secrets
+import socket
+import sys
+import uuid
+from collections.abc import Callable
+
+from treq.client import HTTPClient
+from twisted.application.service import IService
+from twisted.logger import ILogObserver, jsonFileLogObserver
+from twisted.python import usage
+from twisted.web.client import Agent, HTTPConnectionPool
+
+from backupd.errors import SettingsError
+from backupd.ledger.sql import SqlLedger
+from backupd.links import Links
+from backupd.own_folder import OwnFolder
+from backupd.peer.backoff import backoff
+from backupd.peer.client import PeerClient
+from backupd.sender.outbox import Outbox
+from backupd.service import BackupService, Chance
+from backupd.settings import KEYS, Settings, load
+from backupd.storage.disk import DiskStorage
+from backupd.threads import Threads
+from backupd.web.resource import make_site
+
+__all__ = ["Options", "build", "makeService"]
+
+OFFER_BACKOFF = (5.0, 300.0)
+DISK_THREADS = 16
+
+
+class Options(usage.Options):
+    """Every setting is an option too, and wins over file and environment."""
+
+    optParameters = [  # noqa: RUF012, N815
+        [key.replace("_", "-"), None, None, help_text] for key, help_text in KEYS.items()
+    ]
+
+    def settings(self) -> Settings:
+        """The settings that these options, the environment and the file make."""
+        given = {key: self[key.replace("_", "-")] for key in KEYS}
+        return load(os.environ, given)
+
+
+def tell_init(state: str) -> None:
+    """Tell the service manager, as sd_notify(3) does; nothing where there is none."""
+    path = os.environ.get("NOTIFY_SOCKET", "")
+    if not path:
+        return
+    address = f"\0{path[1:]}" if path.startswith("@") else path
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notify:
+        notify.connect(address)
+        notify.send(state.encode())
+
+
+def build(settings: Settings) -> BackupService:
+    """A daemon with these settings; nothing is opened or started yet."""
+    from twisted.internet import reactor
+
+    rng = random.Random()  # noqa: S311 - jitter is no secret
+    write, read = Threads(reactor, 1, "ledger-write"), Threads(reactor, 1, "ledger-read")
+    disk = Threads(reactor, DISK_THREADS, "disk")
+    pool = HTTPConnectionPool(reactor, persistent=False)
+    peer = PeerClient(HTTPClient(Agent(reactor, connectTimeout=15, pool=pool)), reactor, disk)
+    ledger = SqlLedger(settings.ledger_url, write_off=write, read_off=read)
+    chance = Chance(
+        new_id=lambda: uuid.uuid4().hex,
+        new_capability=lambda: secrets.token_urlsafe(24),
+        backoff=lambda n: backoff(n, first=OFFER_BACKOFF[0], cap=OFFER_BACKOFF[1], rng=rng),
+    )
+
+    def outbox(links: Links, nudge: Callable[[], None]) -> Outbox:
+        return Outbox(
+            ledger=ledger,
+            peer=peer,
+            links=links,
+            settings=settings,
+            clock=reactor,
+            off=disk,
+            rng=rng,
+            new_id=chance.new_id,
+            new_capability=chance.new_capability,
+            nudge=nudge,
+        )
+
+    service = BackupService(
+        settings=settings,
+        reactor=reactor,
+        own=OwnFolder(settings, lambda: secrets.token_urlsafe(32)),
+        ledger=ledger,
+        storage=DiskStorage(settings.root),
+        off=disk,
+        offer=peer.offer,
+        outbox=outbox,
+        chance=chance,
+        threads=[write, read, disk],
+        tell_init=tell_init,
+        log_observer=_log_observer(settings),
+    )
+    service.site = make_site(service)
+    return service
+
+
+def _log_observer(settings: Settings) -> ILogObserver | None:
+    if settings.log_format != "json":
+        return None
+    observer: ILogObserver = jsonFileLogObserver(sys.stdout, "")
+    return observer
+
+
+def makeService(options: Options) -> IService:  # noqa: N802
+    """The service of ``twistd backupd``; a wrong setting ends the start with one line."""
+    try:
+        return build(options.settings())
+    except SettingsError as error:
+        raise SystemExit(f"backupd: {error}") from error

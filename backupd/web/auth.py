@@ -1,0 +1,97 @@
+"""The guard before the whole tree: no new route can forget it.
+
+In open mode (no peers are configured) every caller is local, so what is left to fear is a web
+page: one that was rebound to this address (its ``Host`` is not ours), or one that posts from
+another origin.
+"""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+from twisted.web.resource import IResource, Resource
+from twisted.web.server import NOT_DONE_YET
+
+from backupd.errors import BackupdError, Forbidden, Invalid, Misdirected, ShuttingDown
+from backupd.peer.origins import is_loopback
+from backupd.service import BackupService
+from backupd.web.endpoint import problem, write
+from backupd.web.site import StreamingRequest
+
+__all__ = ["Guard"]
+
+_READING = frozenset({b"GET", b"HEAD", b"OPTIONS"})
+
+
+class Guard(Resource):
+    """Stands before ``inner`` and lets through what may pass."""
+
+    isLeaf = True  # noqa: N815
+
+    def __init__(self, service: BackupService, inner: IResource) -> None:
+        super().__init__()
+        self._service = service
+        self._inner = inner
+
+    def render(self, request: StreamingRequest) -> int:  # type: ignore[override]
+        try:
+            self._check(request)
+        except BackupdError as error:
+            request.write(write(request, problem(error)))
+            request.finish()
+            return NOT_DONE_YET
+        return self._inner.render(request)  # type: ignore[no-any-return]
+
+    def _check(self, request: StreamingRequest) -> None:
+        try:
+            path = request.path.decode("ascii")
+        except UnicodeDecodeError as error:
+            raise Invalid("path", "has characters that must be percent-encoded") from error
+        self._check_escapes(request)
+        if not self._service.ready and path != "/healthz":
+            raise ShuttingDown("This server is starting or stopping; try again shortly.", 2.0)
+        self._check_host(request)
+        if request.method not in _READING:
+            self._check_origin(request)
+
+    def _check_escapes(self, request: StreamingRequest) -> None:
+        for part in request.postpath or []:
+            try:
+                part.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise Invalid("path", "is not UTF-8") from error
+
+    def _check_host(self, request: StreamingRequest) -> None:
+        hosts = request.requestHeaders.getRawHeaders("host") or []
+        if not hosts and request.clientproto == b"HTTP/1.0":
+            return
+        if len(hosts) != 1:
+            raise Invalid("Host", "must be there once")
+        own = urlsplit(self._service.links.base).netloc
+        if hosts[0].lower() == own.lower() or is_loopback(_hostname(hosts[0])):
+            return
+        raise Misdirected("This server does not answer for the host that was asked.")
+
+    def _check_origin(self, request: StreamingRequest) -> None:
+        allowed = self._service.settings.allowed_origins
+        origin = request.getHeader("origin")
+        if origin is not None and origin in allowed:
+            return
+        if origin is not None and not self._is_own(origin, request):
+            raise Forbidden(f"Pages of {origin[:200]} may not write here; see allowed_origins.")
+        if request.getHeader("sec-fetch-site") == "cross-site":
+            raise Forbidden("Pages of other sites may not write here; see allowed_origins.")
+
+    def _is_own(self, origin: str, request: StreamingRequest) -> bool:
+        scheme = "https" if request.isSecure() else "http"
+        return origin in (self._service.links.base, f"{scheme}://{request.getHeader('host')}")
+
+
+def _hostname(netloc: str) -> str:
+    """The host of a ``Host`` header; empty when it makes no sense."""
+    try:
+        parts = urlsplit(f"//{netloc}")
+        _ = parts.port
+        return "" if parts.username is not None else parts.hostname or ""
+    except ValueError:
+        return ""

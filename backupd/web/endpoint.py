@@ -1,0 +1,293 @@
+"""One decorator for every JSON endpoint, and one table from errors to statuses.
+
+A handler gets a decoded message and returns an `Answer`; it never sees the request. Errors
+become problem documents (RFC 9457), with the original's ``success`` and ``message`` beside.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from http import HTTPStatus
+from typing import Any
+
+from klein import Klein
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.logger import Logger
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
+
+from backupd import errors
+from backupd.errors import BackupdError, Invalid, Unauthorized, UnsupportedMedia
+from backupd.service import BackupService
+from backupd.waiting import shielded
+from backupd.web import messages
+from backupd.web.site import StreamingRequest
+
+__all__ = ["Answer", "Call", "Who", "endpoint", "error_handlers", "page_arguments", "problem"]
+
+_log = Logger()
+
+STATUS: dict[type[BackupdError], int] = {
+    BackupdError: 500,
+    errors.Invalid: 400,
+    errors.UploadCut: 400,
+    errors.Unauthorized: 401,
+    errors.Forbidden: 403,
+    errors.NoSuchRequest: 404,
+    errors.NoSuchBackup: 404,
+    errors.NoSuchEntry: 404,
+    errors.Ambiguous: 409,
+    errors.WrongState: 409,
+    errors.AlreadyStored: 409,
+    errors.UploadHeld: 409,
+    errors.Incomplete: 409,
+    errors.OffsetMismatch: 409,
+    errors.Over: 410,
+    errors.TooLarge: 413,
+    errors.UnsupportedMedia: 415,
+    errors.Misdirected: 421,
+    errors.DigestMismatch: 422,
+    errors.StorageFailed: 500,
+    errors.PeerFailed: 502,
+    errors.Busy: 503,
+    errors.LedgerFailed: 503,
+    errors.NotYourTurn: 503,
+    errors.NoRoom: 507,
+}
+
+
+class Who(Enum):
+    """Who may call an endpoint; in open mode everyone local may but what the operator does."""
+
+    ANYONE = "anyone"
+    HOLDER = "the holder of the capability in the path"
+    OPERATOR = "the operator, by the control token"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What goes back: a message or plain values as JSON; None is an empty body."""
+
+    body: Any = None
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a handler gets beside its message: the query, each name once."""
+
+    query: Mapping[str, str]
+
+
+Handler = Callable[..., Awaitable[Answer]]
+
+
+def endpoint(
+    app: Klein,
+    service: BackupService,
+    method: str,
+    url: str,
+    *,
+    who: Who,
+    takes: type[Any] | None = None,
+    unbreakable: bool = False,
+) -> Callable[[Handler], Handler]:
+    """Serve ``method url`` by an async handler ``(call, [message], **parts of the url)``.
+
+    ``unbreakable`` handlers go on to their end when the client leaves.
+    """
+
+    def decorate(handler: Handler) -> Handler:
+        async def serve(request: StreamingRequest, **parts: Any) -> bytes:
+            authorise(service, request, who)
+            arguments: list[Any] = [Call(_query(request))]
+            if takes is not None:
+                arguments.append(await read_message(request, takes))
+            if unbreakable:
+                return write(request, await shielded(_as_coroutine(handler, arguments, parts)))
+            return write(request, await handler(*arguments, **parts))
+
+        route(app, service, method, url, serve)
+        return handler
+
+    return decorate
+
+
+async def _as_coroutine(handler: Handler, arguments: list[Any], parts: dict[str, Any]) -> Answer:
+    return await handler(*arguments, **parts)
+
+
+def route(
+    app: Klein,
+    service: BackupService,
+    method: str,
+    url: str,
+    serve: Callable[..., Awaitable[bytes]],
+) -> None:
+    """Register a handler that sees the request, and turns its errors into problems."""
+
+    def handle(request: StreamingRequest, **parts: Any) -> Deferred[bytes]:
+        return Deferred.fromCoroutine(_guarded(service, serve, request, parts))
+
+    handle.__name__ = f"{method} {url}"
+    app.route(url, methods=[method])(handle)
+
+
+async def _guarded(
+    service: BackupService,
+    serve: Callable[..., Awaitable[bytes]],
+    request: StreamingRequest,
+    parts: dict[str, Any],
+) -> bytes:
+    try:
+        return await serve(request, **parts)
+    except CancelledError:
+        raise
+    except BackupdError as error:
+        return write(request, problem(error, service.new_id()))
+    except Exception:
+        return write(request, _defect(service.new_id()))
+
+
+def authorise(service: BackupService, request: StreamingRequest, who: Who) -> None:
+    """Raises `Unauthorized` unless the caller may do this."""
+    if who is not Who.OPERATOR:
+        return
+    given = request.getHeader("authorization") or ""
+    scheme, _, token = given.partition(" ")
+    if scheme.lower() != "bearer" or not service.own.is_token(token.strip()):
+        raise Unauthorized(
+            "This needs the control token, as 'Authorization: Bearer …'; it lies in "
+            ".backupd/control-token under the root."
+        )
+
+
+async def read_message(request: StreamingRequest, kind: type[Any]) -> Any:
+    """The JSON message in the body. Raises `UnsupportedMedia`, `Invalid`, `TooLarge`."""
+    if media_type(request) != "application/json":
+        raise UnsupportedMedia("This takes Content-Type: application/json and nothing else.")
+    refuse_coding(request)
+    return messages.decode(await request.body.read_all(messages.MAX_JSON), kind)
+
+
+def media_type(request: StreamingRequest) -> str:
+    """The media type of the body, lower case, without parameters; empty when not told."""
+    return (request.getHeader("content-type") or "").partition(";")[0].strip().lower()
+
+
+def refuse_coding(request: StreamingRequest) -> None:
+    """Raises `UnsupportedMedia` for a body that is compressed."""
+    coding = (request.getHeader("content-encoding") or "identity").strip().lower()
+    if coding != "identity":
+        raise UnsupportedMedia(f"Content-Encoding {coding[:32]!r} is not taken; send it plain.")
+
+
+def _query(request: StreamingRequest) -> dict[str, str]:
+    query: dict[str, str] = {}
+    for name, values in (request.args or {}).items():
+        try:
+            key, value = name.decode("utf-8"), values[0].decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise Invalid("query", "is not UTF-8") from error
+        if len(values) > 1:
+            raise Invalid(key[:64], "is there twice")
+        query[key] = value
+    return query
+
+
+def page_arguments(call: Call) -> tuple[int, int]:
+    """``after`` and ``limit`` of a list. Raises `Invalid`."""
+    numbers = []
+    for name, default, most in (("after", 0, 2**63 - 1), ("limit", 100, 1000)):
+        text = call.query.get(name, str(default))
+        if not re.fullmatch(r"[0-9]{1,19}", text, re.ASCII) or not int(text) <= most:
+            raise Invalid(name, f"must be a whole number from 0 to {most}")
+        numbers.append(int(text))
+    return numbers[0], max(1, numbers[1])
+
+
+# -- answers ---------------------------------------------------------------------------------------
+
+
+def write(request: StreamingRequest, answer: Answer) -> bytes:
+    """Set the status and headers of ``answer``; the body to be written."""
+    request.setResponseCode(answer.status)
+    body = b"" if answer.body is None else messages.encode(answer.body)
+    if answer.body is not None:
+        request.setHeader("Content-Type", "application/json")
+    for name, value in answer.headers.items():
+        request.setHeader(name, value)
+    request.setHeader("Cache-Control", "no-store")
+    request.setHeader("X-Content-Type-Options", "nosniff")
+    if answer.status != 204:
+        request.setHeader("Content-Length", str(len(body)))
+    return body
+
+
+def problem(error: BackupdError, incident: str = "-") -> Answer:
+    """A problem document for a foreseen error; ``incident`` names it in the log if it is ours."""
+    kind = next(kind for kind in type(error).__mro__ if kind in STATUS)
+    status = STATUS[kind]
+    if status == 500:
+        _log.error("incident {incident}: {why}", incident=incident, why=str(error))
+        return _problem(status, type(error).__name__, str(error), {"incident": incident}, {})
+    more: dict[str, Any] = {}
+    headers: dict[str, str] = {}
+    match error:
+        case errors.Invalid():
+            more["member"] = error.member
+        case errors.Incomplete():
+            more["receivedBytes"] = error.received
+        case errors.OffsetMismatch():
+            more["receivedBytes"] = error.offset
+            headers["Upload-Offset"] = str(error.offset)
+        case errors.TooLarge():
+            more["limit"] = error.limit
+        case errors.Unauthorized():
+            headers["WWW-Authenticate"] = 'Bearer realm="backupd"'
+        case errors.Busy() | errors.NotYourTurn() | errors.UploadHeld():
+            headers["Retry-After"] = str(math.ceil(error.retry_after))
+        case errors.LedgerFailed():
+            headers["Retry-After"] = "5"
+    return _problem(status, type(error).__name__, str(error), more, headers)
+
+
+def _problem(
+    status: int, name: str, detail: str, more: dict[str, Any], headers: dict[str, str]
+) -> Answer:
+    kebab = re.sub(r"(?<!^)([A-Z])", r"-\1", name).lower()
+    body = {
+        "type": f"urn:backupd:problem:{kebab}",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": detail,
+        "success": False,
+        "message": detail,
+    }
+    return Answer(body | more, status, {"Content-Type": "application/problem+json"} | headers)
+
+
+def _defect(incident: str) -> Answer:
+    """For what was not foreseen: the log has the traceback, the client its id."""
+    _log.failure("incident {incident}: a request failed by a defect", incident=incident)
+    detail = f"Something went wrong here that should not; the log has it as incident {incident}."
+    return _problem(500, "Defect", detail, {"incident": incident}, {})
+
+
+def error_handlers(app: Klein) -> None:
+    """What routing itself refuses: 404, and 405 with ``Allow``."""
+
+    def refused(request: StreamingRequest, failure: Any) -> bytes:
+        error = failure.value
+        headers: dict[str, str] = {}
+        if isinstance(error, MethodNotAllowed):
+            headers["Allow"] = ", ".join(sorted(error.valid_methods or []))
+            detail = f"This takes {headers['Allow']}."
+            return write(request, _problem(405, "MethodNotAllowed", detail, {}, headers))
+        return write(request, _problem(404, "NotFound", "There is nothing here.", {}, {}))
+
+    app.handle_errors(HTTPException)(refused)

@@ -1,0 +1,425 @@
+"""The receiver's endpoints: ask for room, upload, complete. PROTOCOL.md, sections 1, 3 and 4."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hmac
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from klein import Klein
+from werkzeug.http import parse_options_header
+
+from backupd.errors import (
+    AlreadyStored,
+    Ambiguous,
+    Invalid,
+    NoSuchRequest,
+    OffsetMismatch,
+    Over,
+    TooLarge,
+    UnsupportedMedia,
+)
+from backupd.peer.origins import check_link, check_loopback, origin_of
+from backupd.receiver.transfer import Outcome
+from backupd.requests import (
+    BackupRequest,
+    Cancelled,
+    Expired,
+    Failed,
+    Received,
+    Stored,
+    Storing,
+    VideoId,
+    live,
+    same_video,
+)
+from backupd.service import BackupService
+from backupd.sizes import MAX_SIZE, format_size, parse_size
+from backupd.waiting import shielded
+from backupd.web import messages
+from backupd.web.endpoint import (
+    Answer,
+    Call,
+    Who,
+    authorise,
+    endpoint,
+    media_type,
+    read_message,
+    refuse_coding,
+    route,
+    write,
+)
+from backupd.web.forms import FRAMING, FormSource
+from backupd.web.site import StreamingRequest
+
+__all__ = ["routes"]
+
+LINK_MEMORY = 7 * 86400.0
+"""Seconds for which the links of an ended request go on answering."""
+
+TUS = {"Tus-Resumable": "1.0.0", "Cache-Control": "no-store"}
+
+
+def routes(app: Klein, service: BackupService) -> None:
+    """Register the endpoints."""
+    _can_accept(app, service)
+    _receive(app, service)
+    _complete(app, service)
+
+
+# -- which request ---------------------------------------------------------------------------------
+
+
+class Finder:
+    """Finds the request that a link or a video stands for."""
+
+    def __init__(self, service: BackupService) -> None:
+        self._service = service
+
+    async def by_capability(self, capability: str) -> BackupRequest:
+        """Raises `NoSuchRequest`, also when it ended too long ago."""
+        request = await self._service.ledger.by_capability(capability)
+        if not hmac.compare_digest(request.ask.capability.encode(), capability.encode()):
+            raise NoSuchRequest("This link belongs to no backup request.")
+        return self._remembered(request)
+
+    async def by_video(self, video: VideoId) -> BackupRequest:
+        """The one live request for a video, else the last that ended. Raises `Ambiguous`."""
+        found = await self._service.ledger.live_for(video, None, 2)
+        if len(found) > 1:
+            raise Ambiguous(f"Several requests for video {video} are alive; use the link of one.")
+        if found:
+            return found[0]
+        return self._remembered(await self._service.ledger.last_ended(video))
+
+    def _remembered(self, request: BackupRequest) -> BackupRequest:
+        if isinstance(request, Stored | Expired | Cancelled | Failed):
+            age = self._service.reactor.seconds() - request.ended_at
+            if age > LINK_MEMORY:
+                raise NoSuchRequest("This link belongs to a request that ended long ago.")
+        return request
+
+
+def _uploadable(request: BackupRequest) -> BackupRequest:
+    """Raises `AlreadyStored` (409) or `Over` (410) when nothing can be uploaded any more."""
+    if isinstance(request, Storing):
+        raise AlreadyStored("The backup is being stored; nothing can be added to it.")
+    return live(request, "received")
+
+
+# -- can-accept-backup -----------------------------------------------------------------------------
+
+
+def _can_accept(app: Klein, service: BackupService) -> None:
+    @endpoint(
+        app,
+        service,
+        "POST",
+        "/api/v1/backup/can-accept-backup",
+        who=Who.ANYONE,
+        takes=messages.CanAccept,
+        unbreakable=True,
+    )
+    async def can_accept(call: Call, message: messages.CanAccept) -> Answer:
+        size = _size(message.disk_empty_space_require)
+        check_link("linkForServerAtoNoticeServerBWhenServerAIsReady", message.link)
+        check_loopback("linkForServerAtoNoticeServerBWhenServerAIsReady", message.link)
+        origin = origin_of(message.link)
+        decision = await service.admission.ask(
+            peer=origin,
+            origin=origin,
+            video=message.video_id,
+            size=size,
+            callback=message.link,
+            file_name=message.file_name,
+            content_type=message.content_type,
+            sha256=message.sha256.lower() if message.sha256 else None,
+        )
+        request = decision.request
+        if request is not None:
+            service.queue.offer_again(request)
+        return Answer(
+            messages.CanAcceptAnswer(
+                success=request is not None,
+                message=decision.message,
+                available_space=format_size(decision.available),
+                required_space=format_size(size),
+                reason=decision.reason,
+                retry_after=decision.retry_after,
+                request_id=request.ask.request_id if request else None,
+                status_url=service.links.status(request.ask.request_id) if request else None,
+            ),
+            headers={"Retry-After": str(decision.retry_after)} if decision.retry_after else {},
+        )
+
+
+def _size(said: str | int) -> int:
+    member = "diskEmptySpaceRequire"
+    if isinstance(said, int):
+        if not 0 < said <= MAX_SIZE:
+            raise Invalid(member, "must be more than 0 and at most 2^60 bytes (1024 PB)")
+        return said
+    return parse_size(said, member)
+
+
+# -- receive-backup --------------------------------------------------------------------------------
+
+
+def _receive(app: Klein, service: BackupService) -> None:
+    find = Finder(service)
+    path = "/api/v1/backup/receive-backup"
+
+    async def post(request: StreamingRequest, capability: str | None = None) -> bytes:
+        authorise(service, request, Who.HOLDER)
+        known = None if capability is None else await find.by_capability(capability)
+        kind = media_type(request)
+        if kind == "application/json" and request.method == b"POST":
+            return await _start(service, find, request, known)
+        if known is not None:
+            _uploadable(known)
+        refuse_coding(request)
+        if request.getHeader("upload-length") or request.getHeader("upload-defer-length"):
+            raise UnsupportedMedia("This link takes the bytes by POST or PUT, or by PATCH.")
+        if kind == "multipart/form-data" and request.method == b"POST":
+            return await _form(service, find, request, known)
+        target = known or await find.by_video(_named_video(request))
+        return await _raw(service, request, target)
+
+    async def head(request: StreamingRequest, capability: str) -> bytes:
+        authorise(service, request, Who.HOLDER)
+        target = _uploadable(await find.by_capability(capability))
+        return write(request, Answer(None, 200, await _standing(service, target)))
+
+    async def patch(request: StreamingRequest, capability: str) -> bytes:
+        authorise(service, request, Who.HOLDER)
+        target = _uploadable(await find.by_capability(capability))
+        if media_type(request) != "application/offset+octet-stream":
+            raise UnsupportedMedia("PATCH takes application/offset+octet-stream.")
+        refuse_coding(request)
+        return await _go_on(service, request, target)
+
+    for method in ("POST", "PUT"):
+        route(app, service, method, path, post)
+        route(app, service, method, f"{path}/<capability>", post)
+    route(app, service, "HEAD", f"{path}/<capability>", head)
+    route(app, service, "PATCH", f"{path}/<capability>", patch)
+
+
+async def _start(
+    service: BackupService, find: Finder, request: StreamingRequest, known: BackupRequest | None
+) -> bytes:
+    """ "I am starting"."""
+    message: messages.Start = await read_message(request, messages.Start)
+    if known is not None and not same_video(known.ask.video, message.video_id):
+        raise Invalid("videoId", "is not the video that this link is for")
+    target = _uploadable(known or await find.by_video(message.video_id))
+    await shielded(service.intake.announce(target.ask.request_id))
+    return write(
+        request,
+        Answer(
+            messages.Started(
+                success=True,
+                message="Server A is ready for the bytes",
+                request_id=target.ask.request_id,
+                upload_url=service.links.upload(target.ask.capability),
+                reserved_bytes=target.ask.size,
+            )
+        ),
+    )
+
+
+async def _raw(service: BackupService, request: StreamingRequest, target: BackupRequest) -> bytes:
+    """The body is the video."""
+    _uploadable(target)
+    length = request.body.length
+    if length == 0:
+        raise Invalid("body", "is empty; a video has at least one byte")
+    name = _disposition_name(request)
+    outcome = await shielded(
+        service.intake.receive(
+            target.ask.request_id,
+            request.body,
+            length=length,
+            digests=_digests(request, "content-digest", "repr-digest"),
+            file_name=lambda: name,
+            content_type=_content_type(request),
+        )
+    )
+    return _received(request, target, outcome)
+
+
+async def _form(
+    service: BackupService, find: Finder, request: StreamingRequest, known: BackupRequest | None
+) -> bytes:
+    """The body is a form with the video in it."""
+    length = request.body.length
+    named = None if known is None else known.ask.video
+    form = FormSource(request.body, request.getHeader("content-type") or "", named)
+    if known is None and b"videoId" not in (request.args or {}):
+        # The bare path: who it is for must be known before the first byte of the video.
+        field = await form.find_video()
+        if field is None:
+            raise Invalid("videoId", "must come before the file, or in the query")
+        known = await find.by_video(field)
+    target = _uploadable(known or await find.by_video(_named_video(request)))
+    form.expect(target.ask.video)
+    if length is not None and length > target.ask.size + FRAMING:
+        raise TooLarge(
+            f"The form has {length} bytes; {target.ask.size} were reserved.", target.ask.size
+        )
+    outcome = await shielded(
+        service.intake.receive(
+            target.ask.request_id,
+            form,
+            length=None,
+            digests=_digests(request, "repr-digest"),
+            file_name=lambda: form.file_name,
+            content_type=None,
+        )
+    )
+    return _received(request, target, outcome)
+
+
+async def _go_on(service: BackupService, request: StreamingRequest, target: BackupRequest) -> bytes:
+    """The body goes on where the newest upload of this link stands (tus 1.0.0, PATCH)."""
+    said = request.getHeader("upload-offset") or ""
+    if not re.fullmatch(r"[0-9]{1,19}", said, re.ASCII):
+        raise Invalid("Upload-Offset", "must be there, a whole number of bytes")
+    if request.getHeader("content-digest") is not None:
+        raise Invalid("Content-Digest", "of a part is not checked; send Repr-Digest of the whole")
+    if isinstance(target, Received):
+        if int(said) != target.size:
+            raise OffsetMismatch(target.size)
+        return write(request, Answer(None, 204, TUS | {"Upload-Offset": str(target.size)}))
+    outcome = await shielded(
+        service.intake.receive(
+            target.ask.request_id,
+            request.body,
+            length=request.body.length,
+            offset=int(said),
+            digests=_digests(request, "repr-digest"),
+        )
+    )
+    offset = outcome.size if isinstance(outcome, Outcome) else outcome.offset
+    return write(request, Answer(None, 204, TUS | {"Upload-Offset": str(offset)}))
+
+
+async def _standing(service: BackupService, target: BackupRequest) -> dict[str, str]:
+    """Where the newest upload of a link stands, as tus 1.0.0 tells it."""
+    if isinstance(target, Received):
+        return TUS | {"Upload-Offset": str(target.size), "Upload-Length": str(target.size)}
+    newest = await service.intake.newest(target.ask.request_id)
+    headers = TUS | {"Upload-Offset": str(newest.offset if newest else 0)}
+    if newest is not None and newest.length is not None:
+        headers["Upload-Length"] = str(newest.length)
+    return headers
+
+
+def _received(request: StreamingRequest, target: BackupRequest, outcome: Any) -> bytes:
+    if not isinstance(outcome, Outcome):
+        raise Over("The upload ended before its bytes did.")
+    return write(
+        request,
+        Answer(
+            messages.Received(
+                success=True,
+                message="Server A has received the backup",
+                request_id=target.ask.request_id,
+                size=outcome.size,
+                sha256=outcome.sha256,
+            )
+        ),
+    )
+
+
+def _named_video(request: StreamingRequest) -> str:
+    values = (request.args or {}).get(b"videoId", [])
+    if len(values) != 1:
+        raise Invalid("videoId", "must be named once, as ?videoId= beside raw bytes")
+    try:
+        return values[0].decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise Invalid("videoId", "is not UTF-8") from error
+
+
+def _content_type(request: StreamingRequest) -> str | None:
+    """The media type of raw bytes, unless it only says what the tool's default is."""
+    kind = media_type(request)
+    plain = ("", "application/octet-stream", "application/x-www-form-urlencoded")
+    return None if kind in plain or not re.fullmatch(r"[\x21-\x7e]{1,255}", kind) else kind
+
+
+def _disposition_name(request: StreamingRequest) -> str | None:
+    """The file name in Content-Disposition (RFC 6266)."""
+    said = request.getHeader("content-disposition")
+    if not said or len(said) > 8192:
+        return None
+    name = parse_options_header(said)[1].get("filename")
+    return name[:4096] if name else None
+
+
+_DIGEST = re.compile(r"(?:^|,)\s*sha-256\s*=\s*:([A-Za-z0-9+/=]*):", re.ASCII)
+
+
+def _digests(request: StreamingRequest, *names: str) -> Mapping[str, bytes]:
+    """The SHA-256 that was sent with the bytes (RFC 9530). Raises `Invalid`."""
+    found: dict[str, bytes] = {}
+    for name in names:
+        values = ",".join(request.requestHeaders.getRawHeaders(name) or [])
+        for text in _DIGEST.findall(values):
+            try:
+                digest = base64.b64decode(text, validate=True)
+            except binascii.Error as error:
+                raise Invalid(name, "is not base64") from error
+            if len(digest) != 32 or found.get("sha-256", digest) != digest:
+                raise Invalid(name, "is no SHA-256, or two that differ")
+            found["sha-256"] = digest
+    return found
+
+
+# -- complete-backup -------------------------------------------------------------------------------
+
+
+def _complete(app: Klein, service: BackupService) -> None:
+    find = Finder(service)
+    path = "/api/v1/backup/complete-backup"
+
+    async def complete(
+        call: Call, message: messages.Complete, capability: str | None = None
+    ) -> Answer:
+        if capability is not None:
+            target = await find.by_capability(capability)
+            if not same_video(target.ask.video, message.video_id):
+                raise Invalid("videoId", "is not the video that this link is for")
+        else:
+            target = await find.by_video(message.video_id)
+        request_id = target.ask.request_id
+        if not message.success:
+            await service.keeper.give_up(request_id)
+            return Answer(messages.Said(success=True, message="The backup was given up"))
+        backup = await service.keeper.complete(request_id, size=message.size, sha256=message.sha256)
+        return Answer(
+            messages.Completed(
+                success=True,
+                message="Server A has stored the backup",
+                video_id=target.ask.video,
+                backup_id=backup.backup_id,
+                size=backup.size,
+                sha256=backup.sha256,
+                content_url=service.links.content(backup.backup_id),
+            )
+        )
+
+    for url in (path, f"{path}/<capability>"):
+        endpoint(
+            app,
+            service,
+            "POST",
+            url,
+            who=Who.HOLDER,
+            takes=messages.Complete,
+            unbreakable=True,
+        )(complete)
