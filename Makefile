@@ -5,7 +5,7 @@ VIDEO  ?= examples/clip.mp4
 export VIDEO
 
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 COMPILE = $(BIN)/uv pip compile --quiet --no-config --upgrade --universal --python-version 3.11 \
 	--only-binary :all: --generate-hashes --no-header --no-emit-index-url --no-emit-find-links
 
@@ -42,7 +42,7 @@ test: venv
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
-	@$(BIN)/python -m twisted.trial --reporter=summary --temp-directory=build/trial tests
+	@$(BIN)/python -m twisted.trial --reporter=text --temp-directory=build/trial tests
 	@$(BIN)/python -m pytest
 
 demo: venv

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import unquote
+
 __all__ = ["Links", "redacted"]
 
 API = "/api/v1"
@@ -37,7 +39,7 @@ def redacted(path: str) -> str:
     parts = path.partition("?")[0].split("/")
     secret = ("receive-backup", "complete-backup", "serverAisReadyForBackup")
     for place, part in enumerate(parts[:-1]):
-        if part in secret:
+        if unquote(part) in secret:  # as routing reads it
             parts[place + 1 :] = [parts[place + 1][:6] + "…"]
             break
     return "/".join(parts)

@@ -73,21 +73,26 @@ class OwnFolder:
 
     def _make_token(self, path: str) -> str:
         token = self._new_token()
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        # Renamed when it is whole: a crash must not leave an empty file that stops every start.
+        new = f"{path}.new"
         try:
-            handle = os.open(path, flags, 0o600)
+            handle = os.open(new, flags, 0o600)
             try:
+                os.fchmod(handle, 0o600)
                 os.write(handle, f"{token}\n".encode("ascii"))
                 os.fsync(handle)
             finally:
                 os.close(handle)
+            os.rename(new, path)
         except OSError as error:
             raise SettingsError("root", f"{path} cannot be written: {error.strerror}") from error
         return token
 
     def is_token(self, token: str) -> bool:
         """Whether this is the control token; takes the same time for every wrong one."""
-        return bool(self._token) and hmac.compare_digest(token.encode(), self._token.encode())
+        given = token.encode("utf-8", "surrogatepass")
+        return bool(self._token) and hmac.compare_digest(given, self._token.encode())
 
     def free(self) -> int:
         """Bytes free on the volume that this folder is on; blocks."""

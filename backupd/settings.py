@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from backupd.errors import Invalid, SettingsError
 from backupd.sizes import parse_size
@@ -26,6 +26,7 @@ NOT_KEYS = frozenset({"BACKUPD_CONFIG", "BACKUPD_URL", "BACKUPD_TOKEN", "BACKUPD
 
 _UNITS = {"": 1.0, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(s|min|h|d|)", re.ASCII)
+_LONGEST = 36500 * 86400.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +59,7 @@ class Settings:
     @property
     def ledger_url(self) -> str:
         """The SQLAlchemy URL of the ledger; SQLite under the root unless the settings say."""
-        return self.ledger or f"sqlite:///{self.own_folder}/ledger.sqlite3"
+        return self.ledger or f"sqlite:///{quote(self.own_folder)}/ledger.sqlite3"
 
     @property
     def own_folder(self) -> str:
@@ -76,9 +77,12 @@ def parse_duration(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise ValueError('must be seconds, or a text such as "10 min", "24 h" or "90 d"')
     match = _DURATION.fullmatch(str(value))
-    if match is None or float(match[1]) <= 0:
+    if match is None:
         raise ValueError('must be seconds, or a text such as "10 min", "24 h" or "90 d"')
-    return float(match[1]) * _UNITS[match[2]]
+    seconds = float(match[1]) * _UNITS[match[2]]
+    if not 0 < seconds <= _LONGEST:
+        raise ValueError("must be more than 0 and at most 100 years (36500 d)")
+    return seconds
 
 
 def _text(value: object) -> str:
@@ -88,10 +92,10 @@ def _text(value: object) -> str:
 
 
 def _size(value: object) -> int:
-    if value in (0, "0"):
-        return 0
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise ValueError('must be a size, such as "1 GB"')
+    if value in (0, "0"):
+        return 0
     try:
         return parse_size(str(value))
     except Invalid as error:
@@ -140,8 +144,12 @@ def _url(value: object) -> str:
     url = _text(value).rstrip("/")
     if not url:
         return url
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username:
+    try:
+        parts = urlsplit(url)
+        plain = re.fullmatch(r"[!-~]+", url) and "@" not in parts.netloc and parts.port != 0
+    except ValueError:
+        plain = False
+    if not plain or parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError('must be a URL such as "https://backup.example.org"')
     if parts.query or parts.fragment:
         raise ValueError("must be a URL without query and fragment")
@@ -150,14 +158,15 @@ def _url(value: object) -> str:
 
 def _host(value: object) -> str:
     host = _text(value)
-    if host and not re.fullmatch(r"[A-Za-z0-9._-]+(:[0-9]+)?|\[[0-9A-Fa-f:.]+\](:[0-9]+)?", host):
+    match = re.fullmatch(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::([0-9]{1,5}))?", host)
+    if host and (match is None or not 0 < int(match[1] or 80) < 65536):
         raise ValueError('must be a host and a port, such as "localhost:3000"')
     return host
 
 
 def _ledger(value: object) -> str:
     url = _text(value)
-    if url and not url.startswith("sqlite:"):
+    if url and not re.fullmatch(r"sqlite:///[^?]+", url):
         raise ValueError('must be a URL such as "sqlite:////var/lib/backupd/ledger.sqlite3"')
     return url
 
@@ -236,7 +245,7 @@ def _read_file(environ: Mapping[str, str]) -> dict[str, Any]:
                 raise SettingsError("BACKUPD_CONFIG", f"there is no file {path}") from error
         except OSError as error:
             raise SettingsError(str(path), f"cannot be read: {error.strerror}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except ValueError as error:  # not TOML, not UTF-8, or a number of too many digits
             raise SettingsError(str(path), f"is not TOML: {error}") from error
     return {}
 

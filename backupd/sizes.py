@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from decimal import Decimal
+from fractions import Fraction
+from math import ceil
 
 from backupd.errors import Invalid
 
@@ -32,8 +33,8 @@ def parse_size(text: str, member: str = "size") -> int:
         match = _SIZE.fullmatch(text)
         if match is None:
             raise Invalid(member, 'must be a number and a unit, such as "50 MB" or "1.5 GiB"')
-        exact = Decimal(match[1]) * _FACTORS[match[2].lower()]
-        size = int(exact.to_integral_value(rounding="ROUND_CEILING"))
+        # A Fraction loses no digit; Decimal would round to 28 of them.
+        size = ceil(Fraction(match[1]) * _FACTORS[match[2].lower()])
     if not 0 < size <= MAX_SIZE:
         raise Invalid(member, "must be more than 0 and at most 2^60 bytes (1024 PB)")
     return size

@@ -14,7 +14,7 @@ from treq.client import HTTPClient
 from twisted.application.service import IService
 from twisted.logger import ILogObserver, jsonFileLogObserver
 from twisted.python import usage
-from twisted.web.client import Agent, HTTPConnectionPool
+from twisted.web.client import Agent, HTTPConnectionPool, _HTTP11ClientFactory
 
 from backupd.errors import SettingsError
 from backupd.ledger.sql import SqlLedger
@@ -48,6 +48,12 @@ class Options(usage.Options):
         return load(os.environ, given)
 
 
+class _QuietFactory(_HTTP11ClientFactory):
+    """Makes client connections without two log lines for each."""
+
+    noisy = False
+
+
 def tell_init(state: str) -> None:
     """Tell the service manager, as sd_notify(3) does; nothing where there is none."""
     path = os.environ.get("NOTIFY_SOCKET", "")
@@ -67,6 +73,7 @@ def build(settings: Settings) -> BackupService:
     write, read = Threads(reactor, 1, "ledger-write"), Threads(reactor, 1, "ledger-read")
     disk = Threads(reactor, DISK_THREADS, "disk")
     pool = HTTPConnectionPool(reactor, persistent=False)
+    pool._factory = _QuietFactory
     peer = PeerClient(HTTPClient(Agent(reactor, connectTimeout=15, pool=pool)), reactor, disk)
     ledger = SqlLedger(settings.ledger_url, write_off=write, read_off=read)
     chance = Chance(

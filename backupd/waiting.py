@@ -6,12 +6,16 @@ from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
-from twisted.internet.defer import Deferred, DeferredLock
+from twisted.internet.defer import CancelledError, Deferred, DeferredLock
+from twisted.logger import Logger
 from twisted.python.failure import Failure
+
+from backupd.errors import BackupdError
 
 __all__ = ["KeyedLocks", "go_on", "shielded"]
 
 T = TypeVar("T")
+_log = Logger()
 
 
 def go_on(work: Coroutine[Deferred[Any], Any, T]) -> Deferred[T]:
@@ -22,7 +26,8 @@ def go_on(work: Coroutine[Deferred[Any], Any, T]) -> Deferred[T]:
 def shielded(work: Coroutine[Deferred[Any], Any, T]) -> Deferred[T]:
     """Start ``work`` so that it goes on to its end even if nobody waits for it any more.
 
-    Cancelling the result only stops waiting: Klein does that when a client leaves.
+    Cancelling the result only stops waiting: Klein does that when a client leaves. A defect is
+    logged even then; what is foreseen (`BackupdError`) concerned only the one who waited.
     """
     result: Deferred[T] = Deferred(lambda _: None)
 
@@ -33,6 +38,8 @@ def shielded(work: Coroutine[Deferred[Any], Any, T]) -> Deferred[T]:
     def failure(reason: Failure) -> None:
         if not result.called:
             result.errback(reason)
+        elif reason.check(BackupdError, CancelledError) is None:
+            _log.failure("work that nobody waited for failed by a defect", reason)
 
     go_on(work).addCallbacks(success, failure)
     return result

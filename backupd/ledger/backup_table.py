@@ -9,7 +9,7 @@ from backupd.ledger import rows
 from backupd.ledger.schema import backups
 from backupd.requests import Backup, VideoId, video_key
 
-__all__ = ["backup", "drop_backup", "insert_backup", "list_backup", "page", "put_backup"]
+__all__ = ["backup", "drop_backup", "list_backup", "page", "put_backup"]
 
 _b = backups.c
 

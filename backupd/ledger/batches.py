@@ -7,11 +7,12 @@ savepoint of its own, so that what one raises undoes that one alone.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from sqlalchemy import Connection
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
@@ -117,7 +118,8 @@ class Batches:
                 connection.exec_driver_sql("COMMIT")
             except BaseException:
                 self._undo()
-                connection.exec_driver_sql("ROLLBACK")
+                with suppress(SQLAlchemyError):  # a full or failing disk has rolled back already
+                    connection.exec_driver_sql("ROLLBACK")
                 raise
         except SQLAlchemyError as error:
             raise ledger_failed(error) from error
@@ -127,13 +129,14 @@ class Batches:
         connection.exec_driver_sql("SAVEPOINT step")
         try:
             result = step(connection)
-        except SQLAlchemyError:
-            raise
         except Exception as error:
+            # A row that is there already is the fault of this step; all else is the database's.
+            if isinstance(error, SQLAlchemyError) and not isinstance(error, IntegrityError):
+                raise
             connection.exec_driver_sql("ROLLBACK TO step")
             connection.exec_driver_sql("RELEASE step")
-            if isinstance(error, BackupdError):
-                return Failure(error)
-            return Failure()
+            if isinstance(error, IntegrityError):
+                return Failure(ledger_failed(error))
+            return Failure(error) if isinstance(error, BackupdError) else Failure()
         connection.exec_driver_sql("RELEASE step")
         return result

@@ -29,7 +29,7 @@ from sqlalchemy import (
 from backupd.errors import LedgerFailed, NoSuchRequest
 from backupd.interfaces import Line, Room, Totals, Upload
 from backupd.ledger import rows
-from backupd.ledger.backup_table import insert_backup
+from backupd.ledger.backup_table import put_backup
 from backupd.ledger.schema import lines, requests, uploads
 from backupd.requests import (
     Ask,
@@ -55,6 +55,8 @@ _LIVE = text("ended_at IS NULL")
 _PENDING = text("state = 'PENDING'")
 _ACTIVE = text("state IN ('OFFERED', 'RECEIVING')")
 _STORING = text("state = 'STORING'")
+
+_ANSWERING = {"failures": 0, "resting_until": 0.0}
 
 
 @dataclass(slots=True)
@@ -169,9 +171,9 @@ class RequestTable:
                 return None, found
             self._replace(connection, row, old, new)
             return new, replace(found, reason=None)
-        if self.sums.pending >= max_pending:
-            return None, replace(room(self.sums.promised, ask.size), reason="queue-full")
         found = room(self.sums.promised, ask.size)
+        if found.reason is None and self.sums.pending >= max_pending:
+            found = replace(found, reason="queue-full")
         if found.reason is not None:
             return None, found
         request = Pending(ask=ask, due_at=now)
@@ -181,8 +183,7 @@ class RequestTable:
             _join_line, {"at_peer": ask.peer, "at_origin": ask.origin, "due": now}
         )
         if joined.rowcount == 0:
-            fresh = {"failures": 0, "resting_until": 0.0, "ready_at": now, "last_turn": 0}
-            connection.execute(insert(lines), line | fresh)
+            self._open_line(connection, line | _ANSWERING | {"ready_at": now})
         self.sums.count(request, 0, 1)
         self.changed.append(request)
         return request, found
@@ -226,7 +227,8 @@ class RequestTable:
         if done.rowcount != 1:
             raise LedgerFailed(f"Request {request_id} has left the state {state_name(old)}.")
         if isinstance(old, Storing) and isinstance(new, Stored):
-            insert_backup(connection, old.backup)
+            # A rebuild from the files may have listed it already.
+            put_backup(connection, old.backup)
         self.sums.count(old, row.allocated, -1)
         self.sums.count(new, allocated, 1)
         self._move_in_line(connection, old, new)
@@ -257,7 +259,7 @@ class RequestTable:
                 "ready_at": None if first is None else max(first, resting),
             }
             if line is None:
-                connection.execute(insert(lines), key | values | {"last_turn": 0})
+                self._open_line(connection, key | values)
             else:
                 connection.execute(
                     update(lines).where(_l.peer == old.ask.peer, _l.origin == origin).values(values)
@@ -267,6 +269,12 @@ class RequestTable:
             connection.execute(
                 update(lines).where(_l.peer == old.ask.peer).values(last_turn=self.sums.turn)
             )
+
+    def _open_line(self, connection: Connection, values: dict[str, Any]) -> None:
+        """A new line stands where its peer's others do: turns are given to peers."""
+        turns = select(func.max(_l.last_turn)).where(_l.peer == values["peer"])
+        last_turn = connection.execute(turns).scalar() or 0
+        connection.execute(insert(lines), values | {"last_turn": last_turn})
 
     def _put_upload(self, connection: Connection, upload: Upload) -> None:
         values = rows.upload_row(upload)
@@ -401,6 +409,8 @@ def due_lines(connection: Connection, now: float, limit: int, heads: int) -> lis
             .order_by(_r.due_at, _r.seq)
             .limit(heads),
         )
+        if not first:
+            continue  # it was served between the two queries
         found.append(
             Line(
                 peer=line.peer,

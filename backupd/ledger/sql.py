@@ -16,6 +16,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool, StaticPool
 from twisted.internet.defer import Deferred, succeed
+from twisted.logger import Logger
 from zope.interface import implementer
 
 from backupd.errors import LedgerFailed
@@ -47,6 +48,8 @@ def _engine(url: URL, *, in_memory: bool) -> Engine:
 @implementer(ILedger)
 class SqlLedger:
     """The ledger at ``url``. ``write_off`` and ``read_off`` each run one call at a time."""
+
+    _log = Logger()
 
     def __init__(self, url: str, *, write_off: OffThread, read_off: OffThread) -> None:
         self._url = make_url(url)
@@ -111,7 +114,10 @@ class SqlLedger:
         changed, self._requests.changed = self._requests.changed, []
         for request in changed:
             for observer in self._watchers:
-                observer(request)
+                try:
+                    observer(request)
+                except Exception:  # it is committed; those who wait for it must learn so
+                    self._log.failure("an observer of the ledger failed by a defect")
 
     def _write(self, step: Callable[[Connection], T]) -> Deferred[T]:
         def careful(connection: Connection) -> T:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -135,6 +135,7 @@ class Queue:
         self._offering: dict[str, tuple[_Busy, Deferred[None]]] = {}
         self._claims: dict[str, _Busy] = {}
         self._stopped = False
+        self._wake: IDelayedCall | None = None
 
     # -- what is known ----------------------------------------------------------------------------
 
@@ -284,9 +285,22 @@ class Queue:
                     r, due_at=now + wait, expires_at=now + settings.offer_deadline, why=why
                 ),
             )
+            self._wake_in(wait)
+
+    def _wake_in(self, seconds: float) -> None:
+        """Be on time for the next try; those after it are left to the loop."""
+        at = self._clock.seconds() + seconds
+        if self._wake is not None and self._wake.active():
+            if self._wake.getTime() <= at:
+                return
+            self._wake.cancel()
+        if not self._stopped:
+            self._wake = self._clock.callLater(seconds, self._nudge)
 
     async def stop(self) -> None:
         """Make no more offers, and end those on their way."""
         self._stopped = True
+        if self._wake is not None and self._wake.active():
+            self._wake.cancel()
         for _, work in list(self._offering.values()):
             work.cancel()

@@ -7,6 +7,7 @@ another origin.
 
 from __future__ import annotations
 
+from typing import Any
 from urllib.parse import urlsplit
 
 from twisted.web.resource import IResource, Resource
@@ -29,18 +30,18 @@ class Guard(Resource):
     isLeaf = True  # noqa: N815
 
     def __init__(self, service: BackupService, inner: IResource) -> None:
-        super().__init__()
+        Resource.__init__(self)
         self._service = service
         self._inner = inner
 
-    def render(self, request: StreamingRequest) -> int:  # type: ignore[override]
+    def render(self, request: StreamingRequest) -> Any:
         try:
             self._check(request)
         except BackupdError as error:
             request.write(write(request, problem(error)))
             request.finish()
             return NOT_DONE_YET
-        return self._inner.render(request)  # type: ignore[no-any-return]
+        return self._inner.render(request)
 
     def _check(self, request: StreamingRequest) -> None:
         try:

@@ -281,7 +281,7 @@ def _defect(incident: str) -> Answer:
 def error_handlers(app: Klein) -> None:
     """What routing itself refuses: 404, and 405 with ``Allow``."""
 
-    def refused(request: StreamingRequest, failure: Any) -> bytes:
+    def refused(request: Any, failure: Any) -> bytes:
         error = failure.value
         headers: dict[str, str] = {}
         if isinstance(error, MethodNotAllowed):

@@ -340,7 +340,7 @@ def _named_video(request: StreamingRequest) -> str:
     if len(values) != 1:
         raise Invalid("videoId", "must be named once, as ?videoId= beside raw bytes")
     try:
-        return values[0].decode("utf-8")
+        return str(values[0], "utf-8")
     except UnicodeDecodeError as error:
         raise Invalid("videoId", "is not UTF-8") from error
 

@@ -16,6 +16,7 @@ from backupd.web.site import BackupSite, StreamingRequest
 __all__ = ["make_resource", "make_site"]
 
 _log = Logger()
+_PROBES = (b"/healthz", b"/readyz")
 
 
 def make_resource(service: BackupService) -> IResource:
@@ -33,6 +34,8 @@ def make_site(service: BackupService) -> BackupSite:
     """The factory of connections, with one log line for each request."""
 
     def finished(request: StreamingRequest, seconds: float) -> None:
+        if request.path in _PROBES and request.code == 200:
+            return
         _log.debug(
             "{method} {path} {status} in {seconds:.3f} s",
             method=request.method.decode("ascii", "replace"),

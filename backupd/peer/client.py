@@ -1,0 +1,385 @@
+"""What one server says to another: one method per message of PROTOCOL.md.
+
+No redirect is followed. Messages for the user show the other server's origin and never a link,
+which may hold a capability.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+from http.cookiejar import DefaultCookiePolicy
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+from treq.client import HTTPClient
+from treq.cookies import IndexableCookieJar
+from twisted.internet import error as network
+from twisted.internet.defer import CancelledError, Deferred, TimeoutError
+from twisted.internet.endpoints import HostnameEndpoint, connectProtocol, wrapClientTLS
+from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.python.failure import Failure
+from twisted.web.client import (
+    Agent,
+    BrowserLikePolicyForHTTPS,
+    HTTPConnectionPool,
+    RequestTransmissionFailed,
+    ResponseDone,
+    ResponseFailed,
+    ResponseNeverReceived,
+)
+from twisted.web.http import PotentialDataLoss
+from twisted.web.http_headers import Headers
+from twisted.web.iweb import IAgent, IBodyProducer, IResponse
+from zope.interface import implementer
+
+from backupd.errors import PeerFailed, PeerRefused
+from backupd.peer.exchange import MAX_ANSWER, Exchange
+from backupd.peer.origins import Place, place_of
+from backupd.waiting import go_on
+
+__all__ = ["TIMEOUT", "Answer", "Connect", "PeerClient", "make_client"]
+
+TIMEOUT = 15.0
+"""Seconds for a small message and its whole answer."""
+
+STORING = 120.0
+"""Seconds for the answer to ``complete-backup``: the receiver syncs before it says yes."""
+
+NEVER_MIND = frozenset({409, 410})
+"""What a HEAD on an upload link may be refused with; anything else means "not known here"."""
+
+T = TypeVar("T")
+Connect = Callable[[Place], IStreamClientEndpoint]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer, whatever it says; ``retry_after`` is in seconds, ``body`` what JSON there was."""
+
+    status: int
+    retry_after: float | None
+    body: dict[str, object]
+
+
+class PeerClient:
+    """Speaks to other servers. ``connect`` makes the endpoints of uploads."""
+
+    def __init__(self, http: HTTPClient, clock: IReactorTime, connect: Connect) -> None:
+        self._http = http
+        self._clock = clock
+        self._connect = connect
+
+    # -- messages ---------------------------------------------------------------------------------
+
+    async def ask(self, to: str, message: Mapping[str, object]) -> dict[str, object]:
+        """Ask the server at ``to`` for room; yes and no are both answers.
+
+        Raises `PeerRefused` when it did not take the question, `PeerFailed` without an answer.
+        """
+        url = f"{to.rstrip('/')}/api/v1/backup/can-accept-backup"
+        answer = _accepted(url, await self._message("POST", url, message))
+        if not isinstance(answer.body.get("success"), bool):
+            raise PeerFailed(f"{_shown(url)} answered neither yes nor no.", answer.retry_after)
+        return answer.body
+
+    async def offer(self, link: str, body: bytes, headers: dict[str, str]) -> Answer:
+        """Tell a sender that it is its turn. Raises `PeerFailed` when there is no answer."""
+        return await self._small("POST", link, body, {"Content-Type": "application/json"} | headers)
+
+    async def status(self, url: str) -> dict[str, object]:
+        """What the receiver tells of a request. Raises `PeerRefused`, `PeerFailed`."""
+        return _accepted(url, await self._small("GET", url)).body
+
+    async def standing(self, link: str) -> int | None:
+        """The offset at which an upload goes on; None when the receiver does not tell.
+
+        Raises `PeerRefused` with status 409 when the backup is stored already and 410 when the
+        request is over, `PeerFailed` without an answer.
+        """
+        answer = await self._small("HEAD", link, None, {"Tus-Resumable": "1.0.0"})
+        if answer.status in NEVER_MIND:
+            raise _refusal(link, answer)
+        offset = answer.body.get("receivedBytes")
+        return offset if answer.status < 300 and isinstance(offset, int) else None
+
+    async def complete(self, link: str, message: Mapping[str, object]) -> dict[str, object]:
+        """Say that an upload is whole, or given up. Raises `PeerRefused`, `PeerFailed`."""
+        return _accepted(link, await self._message("POST", link, message, STORING)).body
+
+    # -- uploads ----------------------------------------------------------------------------------
+
+    async def send(
+        self, link: str, body: IBodyProducer, *, content_type: str | None, file_name: str
+    ) -> dict[str, object]:
+        """Upload a whole file by POST. Raises `PeerRefused`, `PeerFailed`, what ``body`` raises."""
+        name = quote(file_name.encode("utf-8", "replace"), safe="")
+        headers = {
+            "Content-Type": content_type or "application/octet-stream",
+            "Content-Disposition": f"attachment; filename*=UTF-8''{name}",
+        }
+        return await self._upload("POST", link, body, headers)
+
+    async def resume(self, link: str, offset: int, body: IBodyProducer) -> dict[str, object]:
+        """Upload what lies behind ``offset`` by PATCH (tus 1.0.0). Raises as `send`."""
+        headers = {
+            "Content-Type": "application/offset+octet-stream",
+            "Tus-Resumable": "1.0.0",
+            "Upload-Offset": str(offset),
+        }
+        return await self._upload("PATCH", link, body, headers)
+
+    async def _upload(
+        self, method: str, link: str, body: IBodyProducer, headers: Mapping[str, str]
+    ) -> dict[str, object]:
+        place = _place(link)
+        lines = [f"{method} {place.target} HTTP/1.1", f"Host: {place.netloc}"]
+        sent = {"User-Agent": "backupd", "Accept": "application/json", "Connection": "close"}
+        sent |= {"Content-Length": str(body.length)} | dict(headers)
+        lines += [f"{name}: {value}" for name, value in sent.items()]
+        head = "\r\n".join([*lines, "", ""]).encode("latin-1")
+        exchange = Exchange(head, body, self._clock, place.origin)
+        try:
+            await connectProtocol(self._connect(place), exchange)
+        except CancelledError:
+            raise
+        except Exception as error:
+            raise _failed(place, error) from error
+        reply = await exchange.replied
+        get = reply.headers.get
+        answer = self._answer(reply.status, get("Retry-After"), get("Upload-Offset"), reply.body)
+        return _accepted(link, answer).body
+
+    # -- small messages ---------------------------------------------------------------------------
+
+    async def _message(
+        self, method: str, url: str, message: Mapping[str, object], limit: float = TIMEOUT
+    ) -> Answer:
+        body = json.dumps(message).encode()
+        return await self._small(method, url, body, {"Content-Type": "application/json"}, limit)
+
+    async def _small(
+        self,
+        method: str,
+        url: str,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        limit: float = TIMEOUT,
+    ) -> Answer:
+        """One request and its whole answer, within ``limit`` seconds."""
+        place = _place(url)
+        sent = Headers({"User-Agent": ["backupd"], "Accept": ["application/json"]})
+        for name, value in (headers or {}).items():
+            sent.setRawHeaders(name, [value])
+
+        async def exchange() -> tuple[IResponse, bytes]:
+            response = await self._http.request(
+                method,
+                url,
+                headers=sent,
+                data=body,
+                allow_redirects=False,
+                unbuffered=True,
+                reactor=self._clock,
+            )
+            return response, await _collect(response)
+
+        try:
+            response, content = await _within(limit, self._clock, exchange())
+        except CancelledError:
+            raise
+        except TimeoutError as error:
+            raise PeerFailed(f"{place.origin} did not answer within {limit:.0f} s.") from error
+        except Exception as error:
+            raise _failed(place, error) from error
+        told = response.headers
+        return self._answer(
+            response.code,
+            _text((told.getRawHeaders(b"retry-after") or [None])[-1]),
+            _text((told.getRawHeaders(b"upload-offset") or [None])[-1]),
+            content,
+        )
+
+    def _answer(
+        self, status: int, retry_after: str | None, offset: str | None, content: bytes
+    ) -> Answer:
+        """``Upload-Offset`` is told as ``receivedBytes``, as our own receiver's JSON does."""
+        body = _json(content)
+        if offset is not None and re.fullmatch(r"[0-9]{1,19}", offset.strip(), re.ASCII):
+            body["receivedBytes"] = int(offset)
+        return Answer(status, _seconds(retry_after, self._clock.seconds()), body)
+
+
+def _place(url: str) -> Place:
+    try:
+        return place_of(url)
+    except ValueError as error:
+        raise PeerFailed("The link of the other server is no URL that can be called.") from error
+
+
+def _shown(url: str) -> str:
+    return _place(url).origin
+
+
+def _text(raw: bytes | None) -> str | None:
+    return None if raw is None else raw.decode("latin-1")
+
+
+def _json(content: bytes) -> dict[str, object]:
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _seconds(retry_after: str | None, now: float) -> float | None:
+    """``Retry-After``: seconds, or an HTTP date."""
+    if retry_after is None:
+        return None
+    text = retry_after.strip()
+    if re.fullmatch(r"[0-9]{1,9}", text, re.ASCII):
+        return float(text)
+    try:
+        date = parsedate_to_datetime(text)
+        return max(0.0, (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - now)
+    except (ValueError, OverflowError):
+        return None
+
+
+def _accepted(url: str, answer: Answer) -> Answer:
+    """``answer`` if it is a 2xx; raises `PeerRefused`."""
+    if not 200 <= answer.status < 300:
+        raise _refusal(url, answer)
+    return answer
+
+
+def _refusal(url: str, answer: Answer) -> PeerRefused:
+    said = answer.body.get("detail") or answer.body.get("message") or ""
+    words = re.sub(r"\s+", " ", "".join(c for c in str(said) if c.isprintable() or c.isspace()))
+    why = f"{_shown(url)} answered {answer.status}" + (f": {words[:300]}" if words else ".")
+    after = answer.retry_after
+    if after is None:
+        asked = answer.body.get("retryAfter")
+        number = isinstance(asked, int | float) and not isinstance(asked, bool)
+        after = float(asked) if number and math.isfinite(asked) else None  # type: ignore[arg-type]
+    return PeerRefused(why, answer.status, answer.body, after)
+
+
+def _failed(place: Place, error: BaseException) -> PeerFailed:
+    """A sentence for what the network did."""
+    origin = place.origin
+    wrappers = (ResponseFailed, ResponseNeverReceived, RequestTransmissionFailed)
+    while isinstance(error, wrappers) and error.reasons:
+        error = error.reasons[-1].value
+    match error:
+        case PeerFailed():
+            return error
+        case network.ConnectionRefusedError():
+            why = f"{origin} refused the connection."
+        case network.DNSLookupError() | network.UnknownHostError():
+            why = f"The name {place.host} was not found."
+        case network.TimeoutError() | network.ConnectingCancelledError():
+            why = f"{origin} did not answer within {TIMEOUT:.0f} s."
+        case network.ConnectionDone() | network.ConnectionLost() | network.ConnectionAborted():
+            why = f"{origin} closed the connection without an answer."
+        case network.ConnectError():
+            why = f"{origin} could not be reached ({type(error).__name__})."
+        case _:
+            # Its text may quote the link.
+            why = f"The exchange with {origin} failed ({type(error).__name__})."
+    return PeerFailed(why)
+
+
+def _within(
+    seconds: float, clock: IReactorTime, work: Coroutine[Deferred[Any], Any, T]
+) -> Deferred[T]:
+    """Cancels ``work`` and fails with `TimeoutError` when it takes longer."""
+    return go_on(work).addTimeout(seconds, clock)
+
+
+class _Collector(Protocol):
+    """Gathers a bounded body; ends the connection when it is longer, or nobody waits for it."""
+
+    def __init__(self) -> None:
+        self.body: Deferred[bytes] = Deferred(lambda _: self._hang_up())
+        self._data = b""
+
+    def dataReceived(self, data: bytes) -> None:  # noqa: N802
+        self._data += data
+        if len(self._data) > MAX_ANSWER and not self.body.called:
+            self._hang_up()
+            self.body.errback(PeerFailed("The other server's answer is longer than 64 KiB."))
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:  # noqa: N802
+        if self.body.called:
+            return
+        if reason.check(ResponseDone, PotentialDataLoss):
+            self.body.callback(self._data)
+        else:
+            self.body.errback(reason)
+
+    def _hang_up(self) -> None:
+        if self.transport is not None:
+            self.transport.loseConnection()
+
+
+def _collect(response: IResponse) -> Deferred[bytes]:
+    collector = _Collector()
+    response.deliverBody(collector)
+    return collector.body
+
+
+# -- what it stands on -----------------------------------------------------------------------------
+
+
+@implementer(IAgent)
+class _Plain:
+    """Asks for no content coding, and takes none: 64 KiB of gzip can be 64 MiB."""
+
+    def __init__(self, agent: IAgent) -> None:
+        self._agent = agent
+
+    def request(
+        self,
+        method: bytes,
+        uri: bytes,
+        headers: Headers | None = None,
+        bodyProducer: IBodyProducer | None = None,  # noqa: N803
+    ) -> Deferred[IResponse]:
+        headers = Headers() if headers is None else headers.copy()
+        headers.removeHeader(b"accept-encoding")
+        done = self._agent.request(method, uri, headers, bodyProducer)
+        return done.addCallback(self._uncoded)
+
+    def _uncoded(self, response: IResponse) -> IResponse:
+        response.headers.removeHeader(b"content-encoding")
+        return response
+
+
+def make_http(agent: IAgent) -> HTTPClient:
+    """A client that keeps no cookies and decodes nothing."""
+    nothing = DefaultCookiePolicy(allowed_domains=[])
+    return HTTPClient(_Plain(agent), IndexableCookieJar(nothing))
+
+
+def make_client(reactor: Any) -> PeerClient:
+    """A client on the network of ``reactor``: one connection per message, TLS as browsers do."""
+    pool = HTTPConnectionPool(reactor, persistent=False)
+    agent = Agent(reactor, connectTimeout=TIMEOUT, pool=pool)
+    trusted = BrowserLikePolicyForHTTPS()
+
+    def connect(place: Place) -> IStreamClientEndpoint:
+        plain = HostnameEndpoint(reactor, place.host, place.port, timeout=TIMEOUT)
+        if place.scheme == "http":
+            return plain
+        tls = trusted.creatorForNetloc(place.host.encode("ascii"), place.port)
+        return wrapClientTLS(tls, plain)
+
+    return PeerClient(make_http(agent), reactor, connect)

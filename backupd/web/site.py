@@ -1,0 +1,452 @@
+"""Request bodies as streams: the handler runs before the body, and reads it piece by piece.
+
+Stock ``twisted.web`` runs a handler after the last byte of the body, having spooled it to a
+temporary file. Here the request is dispatched when its headers are complete; the body then goes
+through a `Body`, which makes the network wait when the handler is slow. This is the only file that
+stands on twisted.web's inner hooks: what `HTTPChannel` calls on its requests, and a few of its
+private attributes. None of these is typed, and their names are not ours.
+
+The handler never runs inside the parser: what one segment from the network brings is parsed
+first, then handed over. So an answer, however early, finds the channel in order.
+"""
+
+# mypy: disable-error-code="no-untyped-call"
+# ruff: noqa: N802, N815
+
+from __future__ import annotations
+
+import io
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionAborted
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.protocol import connectionDone
+from twisted.python.failure import Failure
+from twisted.web.http import HTTPChannel
+from twisted.web.resource import IResource
+from twisted.web.server import Request, Site
+
+from backupd.errors import TooLarge, UploadCut
+
+__all__ = ["HIGH_WATER", "BackupSite", "Body", "StreamingRequest"]
+
+HIGH_WATER = 1024 * 1024
+"""So many bytes may wait for a reader (and one piece more) before the network has to wait."""
+
+LOW_WATER = HIGH_WATER // 2
+"""When no more than this waits, the network goes on."""
+
+PIECE = 256 * 1024
+"""How many bytes are taken from the socket at once while a long body comes in."""
+
+OVERHEAD = 64
+"""What a piece costs beside its bytes: a million pieces of one byte are not one megabyte."""
+
+
+class Body:
+    """The body of a request as it comes in; a `backupd.interfaces.Source`.
+
+    It outlives its request: when the connection is lost, what had arrived can still be read.
+    """
+
+    length: int | None
+    """Bytes, as the client announced them; None when it sends chunks."""
+
+    ended: bool
+    """The last byte has arrived from the network, though it may not have been read."""
+
+    def __init__(self, channel: _Channel, length: int | None) -> None:
+        self.length = length
+        self.ended = length == 0
+        self.expects_continue = False
+        self._channel: _Channel | None = channel
+        self._clock: IReactorTime = channel.site.reactor
+        self._since = self._clock.seconds()
+        self._segment: list[bytes] = []
+        self._pieces: deque[bytes] = deque()
+        self._waiting = 0
+        self._received = 0
+        self._cut: str | None = None
+        self._reader: Deferred[bytes] | None = None
+
+    # -- for whoever reads ------------------------------------------------------------------------
+
+    def read(self) -> Deferred[bytes]:
+        """The next piece, ``b""`` at the end.
+
+        Fails with `UploadCut` when the connection ended before the body, or the request has been
+        answered; what arrived before a cut comes first. Cancelling loses no byte. One reader at a
+        time: a second one is a `RuntimeError`.
+        """
+        if self._reader is not None:
+            raise RuntimeError("The body is being read already.")
+        if self._channel is not None and not self.ended:
+            if self.expects_continue:
+                self.expects_continue = False
+                self._channel.send_continue()
+            if self._channel.held and self._waiting <= LOW_WATER:
+                self._since = self._clock.seconds()
+                self._channel.release()
+        reader: Deferred[bytes] = Deferred(self._forget_reader)
+        self._reader = reader
+        self.hand_over()
+        return reader
+
+    async def read_all(self, limit: int) -> bytes:
+        """The whole of a small body.
+
+        Raises `TooLarge` as soon as it is known to have more than ``limit`` bytes, before
+        anything is read if it was announced; `UploadCut` as `read` does.
+        """
+        if self.length is not None and self.length > limit:
+            raise TooLarge(f"The body has {self.length} bytes; {limit} are allowed.", limit)
+        pieces = []
+        size = 0
+        while piece := await self.read():
+            size += len(piece)
+            if size > limit:
+                raise TooLarge(f"The body has more than the {limit} bytes allowed.", limit)
+            pieces.append(piece)
+        return b"".join(pieces)
+
+    def abort(self) -> None:
+        """Cut the body: the connection is closed, and a waiting `read` fails with `UploadCut`.
+
+        Does nothing when the last byte has arrived: there is nothing left to cut.
+        """
+        if self._channel is not None and not self.ended:
+            self._channel.abort()
+
+    def silent_for(self) -> float:
+        """Seconds since the last byte; 0 when none is owed, or it is we who do not read."""
+        if self.ended or (self._channel is not None and self._channel.held):
+            return 0.0
+        return self._clock.seconds() - self._since
+
+    # -- for the request --------------------------------------------------------------------------
+
+    def arrived(self, data: bytes) -> None:
+        """Bytes came in; `hand_over` follows when the whole segment has been parsed."""
+        if self._cut is None:
+            self._segment.append(data)
+
+    def end(self) -> None:
+        """The last byte came in; `hand_over` follows."""
+        self.ended = self._cut is None
+
+    def hand_over(self) -> None:
+        """Give a waiting reader what there is."""
+        self._keep_segment()
+        reader = self._reader
+        if reader is not None and (outcome := self._next()) is not None:
+            self._reader = None
+            reader.callback(outcome)
+
+    def hold_if_full(self) -> None:
+        """Let the network wait while the reader has enough, or has not yet asked for anything."""
+        enough = self._waiting >= HIGH_WATER or self.expects_continue
+        if enough and not self.ended and self._channel is not None:
+            self._channel.hold()
+
+    def lost(self) -> None:
+        """The connection is gone."""
+        self._channel = None
+        if not self.ended and self._cut is None:
+            self._keep_segment()
+            self._cut = f"The connection ended after {self._received} bytes of the body."
+        self.hand_over()
+
+    def discard(self) -> None:
+        """The request has been answered; nobody wants the rest."""
+        self._cut = "The request was answered before its body ended."
+        self._segment.clear()
+        self._pieces.clear()
+        self._waiting = 0
+        self.hand_over()
+
+    # -- within -----------------------------------------------------------------------------------
+
+    def _keep_segment(self) -> None:
+        """Join what one segment brought: of a chunked body it may be many small chunks."""
+        if self._segment:
+            piece = self._segment[0] if len(self._segment) == 1 else b"".join(self._segment)
+            self._segment.clear()
+            self._pieces.append(piece)
+            self._waiting += len(piece) + OVERHEAD
+            self._received += len(piece)
+            self._since = self._clock.seconds()
+
+    def _next(self) -> bytes | Failure | None:
+        """What a read gives now; None when it has to wait."""
+        if self._pieces:
+            piece = self._pieces.popleft()
+            self._waiting -= len(piece) + OVERHEAD
+            return piece
+        if self.ended:
+            return b""
+        return None if self._cut is None else Failure(UploadCut(self._cut))
+
+    def _forget_reader(self, _: object) -> None:
+        self._reader = None
+
+
+class StreamingRequest(Request):
+    """A request whose handler runs before its body; it reads `body` instead of ``content``."""
+
+    body: Body
+    channel: _Channel
+
+    def __init__(self, channel: _Channel, *args: Any, **named: Any) -> None:
+        super().__init__(channel, *args, **named)
+        self.started = channel.site.reactor.seconds()
+        self._line: tuple[bytes, bytes, bytes] | None = None
+
+    # -- what the channel calls -------------------------------------------------------------------
+
+    def gotLength(self, length: int | None) -> None:
+        """The headers are complete. Nothing may be answered before the channel has taken note."""
+        self.content = io.BytesIO()
+        self.body = Body(self.channel, length)
+        if length != 0:
+            # The channel forgets the request line when the body ends.
+            self._line = (self.channel._command, self.channel._path, self.channel._version)
+            self.channel.body_begins(self)
+
+    def handleContentChunk(self, data: bytes) -> None:
+        """Some of the body came in."""
+        if not self.finished and not self._disconnected:
+            self.body.arrived(data)
+            self.channel.news = self
+
+    def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
+        """The last byte came in; without a body, that is the moment to dispatch."""
+        if self.body.length == 0:
+            super().requestReceived(command, path, version)
+        else:
+            self.body.end()
+            self.channel.news = self
+
+    def segment_parsed(self) -> None:
+        """Dispatch when it is the first; hand over what came in."""
+        line, self._line = self._line, None
+        self.body.hand_over()
+        if line is not None:
+            super().requestReceived(*line)
+        self.body.hold_if_full()
+
+    def connectionLost(self, reason: Failure) -> None:
+        """The connection is gone, or as good as gone; may come twice."""
+        self._line = None
+        if not self.finished and not self._disconnected:
+            # First the handler is cancelled: what it might answer now would go nowhere.
+            super().connectionLost(reason)
+        if hasattr(self, "body"):
+            self.body.lost()
+
+    # -- what the handler calls -------------------------------------------------------------------
+
+    def write(self, data: bytes) -> None:
+        """Write some of the answer; one that begins before the body's end is the last."""
+        if not self.startedWriting and not self.body.ended and not self._disconnected:
+            self.body.expects_continue = False
+            self.channel.persistent = False
+            self.setHeader(b"connection", b"close")
+        super().write(data)
+
+
+class _Channel(HTTPChannel):
+    """One connection.
+
+    ``held`` tells that nothing is taken from the network, and that its silence does not count.
+    ``news`` is the request with a body to which the segment at hand has brought something.
+    """
+
+    site: BackupSite
+    transport: Any
+    held = False
+    news: StreamingRequest | None = None
+
+    _handing_over = False
+    _lingering: IDelayedCall | None = None
+    _to_discard = 0
+    _usual_piece: int | None = None
+
+    # -- what the transport calls -----------------------------------------------------------------
+
+    def dataReceived(self, data: bytes) -> None:
+        """Parse a segment, then let the handlers have what it brought."""
+        if self.transport.disconnecting:
+            return
+        if self._lingering is not None:
+            self._to_discard -= len(data)
+            if self._to_discard < 0:
+                self._close()
+                return
+        super().dataReceived(data)
+        # An answer takes the next pipelined request out of the buffer, through this method again.
+        # The outermost call serves them all, so that many of them need no deeper stack.
+        if not self._handing_over:
+            self._handing_over = True
+            while (request := self.news) is not None:
+                self.news = None
+                request.segment_parsed()
+            self._handing_over = False
+
+    def resumeProducing(self) -> None:
+        """The answer flows again; that must not end a hold."""
+        super().resumeProducing()
+        if self.held:
+            self._networkProducer.pauseProducing()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """The connection is gone."""
+        self._end_lingering()
+        super().connectionLost(reason)
+
+    # -- what requests and bodies call ------------------------------------------------------------
+
+    def body_begins(self, request: StreamingRequest) -> None:
+        """The headers of a request with a body are complete."""
+        self.news = request
+        # Chunks keep the usual size: a segment of tiny ones would occupy the parser for too long.
+        if (request.body.length or 0) > PIECE:
+            self._usual_piece = getattr(self.transport, "bufferSize", None)
+            if self._usual_piece is not None:
+                self.transport.bufferSize = PIECE
+
+    def send_continue(self) -> None:
+        """Tell the client that its body is wanted."""
+        super()._send100Continue()
+
+    def hold(self) -> None:
+        """Take nothing from the network until `release`; the idle timeout stands still."""
+        if not self.held:
+            self.held = True
+            self.setTimeout(None)
+            self._networkProducer.pauseProducing()
+
+    def release(self) -> None:
+        """Take bytes from the network again."""
+        if self.held and not self.transport.disconnecting:
+            self.held = False
+            self.setTimeout(self.site.timeOut)
+            if not self._waitingForTransport:
+                self._networkProducer.resumeProducing()
+
+    def abort(self) -> None:
+        """Close the connection at once; `connectionLost` follows in a later turn."""
+        self.transport.abortConnection()
+
+    def requestDone(self, request: StreamingRequest) -> None:
+        """The answer is written. If its body has not ended, read on for a while.
+
+        A client that still sends would get a reset instead of the answer if the connection were
+        closed under its bytes.
+        """
+        if request.body.ended:
+            super().requestDone(request)
+            return
+        request.body.discard()
+        self.held = False
+        self.setTimeout(None)
+        self._to_discard = self.site.linger_bytes
+        self._lingering = self.callLater(self.site.linger_seconds, self._close)
+        if not self.transport.disconnecting:
+            self._networkProducer.resumeProducing()
+
+    # -- what the parser calls --------------------------------------------------------------------
+
+    def _maybeChooseTransferDecoder(self, header: bytes, data: bytes) -> bool:
+        """Whether the header is right; stock raises on a length of thousands of digits."""
+        if header == b"Content-Length" and len(data) > 19:
+            return self._failChooseTransferDecoder()
+        return super()._maybeChooseTransferDecoder(header, data)  # type: ignore[no-any-return]
+
+    def allContentReceived(self) -> None:
+        """The request is complete."""
+        if self._lingering is not None:
+            self._close()
+            return
+        self.release()
+        if self._usual_piece is not None:
+            self.transport.bufferSize, self._usual_piece = self._usual_piece, None
+        super().allContentReceived()
+
+    def _send100Continue(self) -> None:
+        """Not now, but when somebody wants to read; a refusal should come before the body."""
+        body = self.requests[-1].body
+        body.expects_continue = not body.ended
+
+    def _respondToBadRequestAndDisconnect(self) -> None:
+        """What came is not HTTP: the request at hand ends here, whoever may be working on it."""
+        if self.requests and self.requests[0].startedWriting:
+            self._close()
+        else:
+            super()._respondToBadRequestAndDisconnect()
+        for request in self.requests:
+            request.connectionLost(Failure(ConnectionAborted("malformed request")))
+
+    # -- within -----------------------------------------------------------------------------------
+
+    def _close(self) -> None:
+        """Close when the answer has been sent; by force if the client does not take it."""
+        self._end_lingering()
+        self.setTimeout(None)
+        if self._abortingCall is None:
+            self._abortingCall = self.callLater(self.abortTimeout, self.forceAbortClient)
+        self.loseConnection()
+
+    def _end_lingering(self) -> None:
+        call, self._lingering = self._lingering, None
+        if call is not None and call.active():
+            call.cancel()
+
+
+class BackupSite(Site):
+    """The factory of connections: HTTP/1.1 with streaming request bodies.
+
+    ``timeout`` is how long, in seconds, a connection may be silent while it is the client's turn.
+    After an answer that came before the end of the body, up to ``linger_bytes`` of the rest are
+    thrown away for up to ``linger_seconds``; then the connection is closed. ``on_finished`` is
+    called with each answered request and the seconds it took; nothing else is logged of requests,
+    for their paths are secrets.
+    """
+
+    # Without the stock wrapper around it, that switches to HTTP/2.
+    protocol = _Channel  # type: ignore[assignment]
+    requestFactory = StreamingRequest
+    displayTracebacks = False
+    noisy = False
+
+    def __init__(
+        self,
+        resource: IResource,
+        *,
+        reactor: IReactorTime,
+        timeout: float = 60.0,
+        linger_seconds: float = 30.0,
+        linger_bytes: int = 64 * 1024 * 1024,
+        on_finished: Callable[[StreamingRequest, float], None] | None = None,
+    ) -> None:
+        super().__init__(resource, parsePOSTFormSubmission=False, timeout=timeout, reactor=reactor)
+        self.linger_seconds = linger_seconds
+        self.linger_bytes = linger_bytes
+        self._on_finished = on_finished
+
+    def startFactory(self) -> None:
+        """Open no log, and start no clock for its lines."""
+
+    def stopFactory(self) -> None:
+        """Nothing was opened."""
+
+    def log(self, request: StreamingRequest) -> None:  # type: ignore[override]
+        """Called by ``Request.finish``."""
+        if self._on_finished is not None:
+            self._on_finished(request, self.reactor.seconds() - request.started)
+
+    def acceptableProtocols(self) -> list[bytes]:
+        """HTTP/1.1 and nothing else."""
+        return [b"http/1.1"]

@@ -1,0 +1,174 @@
+"""Small tools for things that happen later."""
+
+from __future__ import annotations
+
+import pytest
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.logger import capturedLogs
+
+from backupd.errors import UploadCut
+from backupd.waiting import KeyedLocks, go_on, shielded
+from tests.outcomes import pending, result_of
+
+
+class TestGoOn:
+    """`go_on`"""
+
+    def test_outcome(self) -> None:
+        """The Deferred fires with what the work returns or raises."""
+
+        async def work(wait: Deferred[int]) -> int:
+            return await wait + 1
+
+        wait: Deferred[int] = Deferred()
+        done = go_on(work(wait))
+        assert pending(done)
+        wait.callback(1)
+        assert result_of(done) == 2
+        wait = Deferred()
+        done = go_on(work(wait))
+        wait.errback(ValueError("no"))
+        with pytest.raises(ValueError, match="no"):
+            result_of(done)
+
+
+class TestShielded:
+    """`shielded`: what must not be cancelled is not."""
+
+    def setup_method(self) -> None:
+        self.wait: Deferred[int] = Deferred()
+        self.steps: list[str] = []
+
+    async def work(self) -> int:
+        self.steps.append("begun")
+        result = await self.wait
+        self.steps.append("ended")
+        return result
+
+    def test_starts_at_once(self) -> None:
+        """The work has begun when the call returns, and its outcome is passed on."""
+        done = shielded(self.work())
+        assert self.steps == ["begun"]
+        self.wait.callback(5)
+        assert result_of(done) == 5
+
+    def test_failure(self) -> None:
+        """What the work raises reaches the one who waits, and only him."""
+        done = shielded(self.work())
+        self.wait.errback(ValueError("no"))
+        with pytest.raises(ValueError, match="no"):
+            result_of(done)
+
+    def test_cancel(self) -> None:
+        """Cancelling stops the waiting, not the work."""
+        done = shielded(self.work())
+        done.cancel()
+        with pytest.raises(CancelledError):
+            result_of(done)
+        assert self.steps == ["begun"]
+        self.wait.callback(5)
+        assert self.steps == ["begun", "ended"]
+
+    def test_foreseen_error_after_cancel(self) -> None:
+        """That the client is gone concerns nobody but the client who is gone."""
+        done = shielded(self.work())
+        done.cancel()
+        with pytest.raises(CancelledError):
+            result_of(done)
+        with capturedLogs() as logged:
+            self.wait.errback(UploadCut("gone"))
+        assert logged == []
+
+    def test_defect_after_cancel(self) -> None:
+        """A defect is never swallowed: with nobody waiting it goes to the log."""
+        done = shielded(self.work())
+        done.cancel()
+        with pytest.raises(CancelledError):
+            result_of(done)
+        with capturedLogs() as logged:
+            self.wait.errback(ZeroDivisionError())
+        assert [event["log_failure"].type for event in logged] == [ZeroDivisionError]
+
+
+class TestKeyedLocks:
+    """`KeyedLocks`: one at a time, key by key."""
+
+    def setup_method(self) -> None:
+        self.locks = KeyedLocks()
+        self.inside: list[str] = []
+
+    def enter(self, key: str, name: str) -> tuple[Deferred[None], Deferred[None]]:
+        """Hold ``key`` until the second Deferred fires; the first fires when all is over."""
+        leave: Deferred[None] = Deferred()
+
+        async def work() -> None:
+            async with self.locks.hold(key):
+                self.inside.append(name)
+                try:
+                    await leave
+                finally:
+                    self.inside.remove(name)
+
+        return go_on(work()), leave
+
+    def test_one_at_a_time(self) -> None:
+        """Whoever comes second waits, and waiters come in order."""
+        (one, leave_one), (two, leave_two), (three, leave_three) = (
+            self.enter("key", name) for name in ("one", "two", "three")
+        )
+        assert self.inside == ["one"]
+        leave_one.callback(None)
+        result_of(one)
+        assert self.inside == ["two"]
+        leave_two.callback(None)
+        result_of(two)
+        assert self.inside == ["three"]
+        leave_three.callback(None)
+        result_of(three)
+
+    def test_other_keys(self) -> None:
+        """Another key waits for nobody."""
+        one, leave_one = self.enter("a", "one")
+        two, leave_two = self.enter("b", "two")
+        assert self.inside == ["one", "two"]
+        leave_one.callback(None)
+        leave_two.callback(None)
+        result_of(one)
+        result_of(two)
+
+    def test_error_inside(self) -> None:
+        """What is raised inside lets go of the lock."""
+        one, leave_one = self.enter("key", "one")
+        two, leave_two = self.enter("key", "two")
+        leave_one.errback(ValueError("no"))
+        with pytest.raises(ValueError, match="no"):
+            result_of(one)
+        assert self.inside == ["two"]
+        leave_two.callback(None)
+        result_of(two)
+
+    def test_cancelled_waiter(self) -> None:
+        """Whoever gives up waiting is passed over, and harms nobody."""
+        one, leave_one = self.enter("key", "one")
+        two, _ = self.enter("key", "two")
+        three, leave_three = self.enter("key", "three")
+        two.cancel()
+        with pytest.raises(CancelledError):
+            result_of(two)
+        leave_one.callback(None)
+        result_of(one)
+        assert self.inside == ["three"]
+        leave_three.callback(None)
+        result_of(three)
+
+    def test_nothing_is_kept(self) -> None:
+        """A key that nobody holds or awaits takes no memory."""
+        one, leave_one = self.enter("key", "one")
+        two, _ = self.enter("key", "two")
+        two.cancel()
+        with pytest.raises(CancelledError):
+            result_of(two)
+        assert len(self.locks._locks) == 1
+        leave_one.callback(None)
+        result_of(one)
+        assert self.locks._locks == {}
