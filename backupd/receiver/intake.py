@@ -114,9 +114,10 @@ class Intake:
         transfer = self._transfers.get(request_id)
         if transfer is None:
             return
-        if not transfer.ending and transfer.source.silent_for() < SILENCE:
-            raise UploadHeld("Another upload for this request is alive.", retry_after=SILENCE)
-        transfer.source.abort()
+        if not transfer.ending:
+            if transfer.source.silent_for() < SILENCE:
+                raise UploadHeld("Another upload for this request is alive.", retry_after=SILENCE)
+            transfer.source.abort()
         await self._wait_for(transfer)
 
     async def _wait_for(self, transfer: Transfer) -> None:

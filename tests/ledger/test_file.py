@@ -1,0 +1,221 @@
+"""The ledger's file: what survives, what is refused, and its schema."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import Engine, create_engine, event, text
+
+from backupd.errors import LedgerFailed, LedgerTooNew
+from backupd.ledger.schema import metadata
+from backupd.ledger.sql import SqlLedger
+from backupd.requests import lapsed
+from backupd.settings import Settings
+from tests.conformance.ledger_case import cancel, refuse_offer, same
+from tests.conformance.samples import (
+    NOW,
+    a_kept_backup,
+    an_ask,
+    an_entry,
+    an_upload,
+    plenty,
+    to_offered,
+    to_received,
+    to_receiving,
+    to_storing,
+)
+from tests.ledger.offs import at_once
+from tests.outcomes import result_of
+
+Open = Callable[[], SqlLedger]
+
+
+@pytest.fixture
+def open_ledger(tmp_path: Path) -> Iterator[Open]:
+    """Opens the same ledger again and again; the one before is closed, or left as by a crash."""
+    opened: list[SqlLedger] = []
+
+    def open_it() -> SqlLedger:
+        url = f"sqlite:///{tmp_path}/ledger.sqlite3"
+        ledger = SqlLedger(url, write_off=at_once, read_off=at_once)
+        ledger.open()
+        opened.append(ledger)
+        return ledger
+
+    yield open_it
+    for ledger in opened:
+        result_of(ledger.close())
+
+
+def fill(ledger: SqlLedger) -> None:
+    """Something in every state and every table."""
+    for name in "12345678":
+        ask = an_ask(name, peer=f"peer-{int(name) % 3}", size=50 + int(name))
+        result_of(ledger.admit(ask, plenty, now=NOW, max_pending=100))
+    for name, step, allocated in (
+        ("2", to_offered, 0),
+        ("3", to_receiving, 20),
+        ("4", lambda r: to_received(r, "4"), 90),
+        ("5", lambda r: to_storing(r, "5"), 55),
+        ("6", cancel, 0),
+        ("7", refuse_offer(NOW + 5), 0),
+        ("8", lambda r: lapsed(to_offered(r), now=NOW + 1e6), 10),
+    ):
+        put = an_upload(name, name, allocated=allocated, offset=allocated // 2)
+        result_of(ledger.change(f"request-{name}", step, put=put))
+    result_of(ledger.list_backup(a_kept_backup()))
+    result_of(ledger.enqueue(an_entry()))
+    result_of(ledger.enqueue(an_entry("2", state="FAILED")))
+
+
+def everything(ledger: SqlLedger) -> list[Any]:
+    """All that a ledger tells."""
+    return [
+        result_of(answer)  # type: ignore[arg-type]
+        for answer in (
+            ledger.requests(live=None, peer=None, after=0, limit=100),
+            ledger.all_live(),
+            ledger.uploads(None),
+            ledger.backups(peer=None, video=None, after=0, limit=100),
+            ledger.entries(over=None, after=0, limit=100),
+            ledger.totals(),
+            ledger.lines(now=NOW + 9, limit=10, heads=10),
+        )
+    ]
+
+
+def test_all_survives(open_ledger: Open) -> None:
+    """All that was committed is there after closing and opening, the sums counted anew too."""
+    ledger = open_ledger()
+    fill(ledger)
+    before = everything(ledger)
+    result_of(ledger.close())
+    assert everything(open_ledger()) == before
+
+
+def test_all_survives_a_crash(open_ledger: Open) -> None:
+    """What was answered is in the file although nobody closed it."""
+    ledger = open_ledger()
+    fill(ledger)
+    assert everything(open_ledger()) == everything(ledger)
+
+
+def test_turns_survive(open_ledger: Open) -> None:
+    """After a restart the peer that was served last is still the one that waits longest."""
+    ledger = open_ledger()
+    for name, peer in (("1", "a"), ("2", "a"), ("3", "b"), ("4", "b")):
+        result_of(ledger.admit(an_ask(name, peer=peer), plenty, now=NOW, max_pending=9))
+    result_of(ledger.change("request-1", to_offered))
+    ledger = open_ledger()
+    lines = result_of(ledger.lines(now=NOW, limit=9, heads=1))
+    assert [line.peer for line in lines] == ["b", "a"]
+    result_of(ledger.change("request-3", to_offered))
+    lines = result_of(ledger.lines(now=NOW, limit=9, heads=1))
+    assert [line.peer for line in lines] == ["a", "b"]
+
+
+def test_allocation_is_counted_from_the_uploads(open_ledger: Open, tmp_path: Path) -> None:
+    """What a request owes is recounted from its uploads, whatever was noted beside it."""
+    ledger = open_ledger()
+    fill(ledger)
+    totals = result_of(ledger.totals())
+    result_of(ledger.close())
+    engine = create_engine(f"sqlite:///{tmp_path}/ledger.sqlite3")
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE requests SET allocated = 7"))
+    engine.dispose()
+    ledger = open_ledger()
+    assert result_of(ledger.totals()) == totals
+    result_of(ledger.change("request-3", same, drop=["upload-3"]))
+    assert result_of(ledger.totals()).promised == totals.promised + 20
+
+
+def test_newer_ledger(open_ledger: Open, tmp_path: Path) -> None:
+    """A ledger of a version that is not known is refused, and not touched."""
+    result_of(open_ledger().close())
+    engine = create_engine(f"sqlite:///{tmp_path}/ledger.sqlite3")
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(LedgerTooNew, match="9999"):
+        open_ledger()
+    with engine.begin() as connection:
+        assert connection.execute(text("SELECT version_num FROM alembic_version")).scalar() == "9999"
+    engine.dispose()
+
+
+@pytest.mark.parametrize("content", [b"no database at all" * 100, b"SQLite format 3\0" + b"x" * 999])
+def test_no_ledger(open_ledger: Open, tmp_path: Path, content: bytes) -> None:
+    """A file that is no ledger is refused, and stays as it is."""
+    file = tmp_path / "ledger.sqlite3"
+    file.write_bytes(content)
+    with pytest.raises(LedgerFailed, match="could not be opened"):
+        open_ledger()
+    assert file.read_bytes() == content
+
+
+def test_no_folder(tmp_path: Path) -> None:
+    """A ledger in a folder that is not there cannot be opened."""
+    ledger = SqlLedger(f"sqlite:///{tmp_path}/none/x", write_off=at_once, read_off=at_once)
+    with pytest.raises(LedgerFailed, match="could not be opened"):
+        ledger.open()
+
+
+def test_schema(open_ledger: Open, tmp_path: Path) -> None:
+    """The numbered upgrades lead to exactly the schema that the program speaks to."""
+    open_ledger()
+    engine = create_engine(f"sqlite:///{tmp_path}/ledger.sqlite3")
+    with engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+    with engine.connect() as connection:
+        found = set(connection.execute(text(DEFINITIONS)).scalars())
+    engine.dispose()
+    plain = create_engine("sqlite://")
+    with plain.begin() as connection:
+        metadata.create_all(connection)
+        wanted = set(connection.execute(text(DEFINITIONS)).scalars())
+    plain.dispose()
+    # compare_metadata is blind to the conditions of partial indexes.
+    assert found == wanted
+
+
+DEFINITIONS = "SELECT sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL"
+
+
+def test_a_commit_is_on_the_disk(open_ledger: Open) -> None:
+    """Both connections write ahead and sync at every commit; the journal is no matter of taste."""
+    seen: list[tuple[object, object]] = []
+
+    def look(connection: Any, _: object) -> None:
+        one = connection.execute
+        modes = one("PRAGMA journal_mode").fetchone(), one("PRAGMA synchronous").fetchone()
+        seen.append((modes[0][0], modes[1][0]))
+
+    event.listen(Engine, "connect", look)
+    try:
+        open_ledger()
+    finally:
+        event.remove(Engine, "connect", look)
+    assert len(seen) >= 2
+    # Engine-wide listeners come before the engine's own, so the first sees SQLite's defaults.
+    ledger = open_ledger()
+    for connection in (ledger._writer, ledger._reader):
+        assert connection is not None
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+        assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2
+
+
+@pytest.mark.parametrize("name", ["what?", "100%", "%41", "a#b", "é ☂", "a&b=c", "a:b@c"])
+def test_default_ledger_under_any_root(tmp_path: Path, name: str) -> None:
+    """Whatever the root is called, the ledger lies under it."""
+    settings = Settings(root=str(tmp_path / name))
+    own = Path(settings.own_folder)
+    own.mkdir(parents=True)
+    ledger = SqlLedger(settings.ledger_url, write_off=at_once, read_off=at_once)
+    ledger.open()
+    result_of(ledger.close())
+    assert (own / "ledger.sqlite3").is_file()
