@@ -7,83 +7,41 @@ stored but nobody could verify it.
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 import os
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import click
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TransferSpeedColumn,
-)
+from rich.progress import Progress, TaskID
 from rich.table import Table
 
 from backupd.control import Api, ApiFailed, find_token, part, resolve
 from backupd.doctor import examine
-from backupd.errors import BackupdError
+from backupd.fetch import fetch, sync_folder, target_of
 from backupd.sizes import format_size
+from backupd.terminal import (
+    POLL,
+    Group,
+    complaints,
+    conclude,
+    console,
+    fail,
+    follow,
+    moment,
+    print_table,
+    progress_bar,
+    short,
+    show,
+)
 
 __all__ = ["main"]
 
-POLL = 0.3
-"""Seconds between two looks at something that goes on."""
-
-OVER = ("VERIFIED", "UNVERIFIED", "FAILED", "CANCELLED")
 UNVERIFIED = 3
 
-console = Console()
-complaints = Console(stderr=True)
-
-
-class Group(click.Group):
-    """Turns foreseen errors into one line and exit code 1."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except BackupdError as error:
-            fail(str(error))
-        except KeyboardInterrupt:
-            complaints.print("Interrupted.")
-            sys.exit(130)
-
-
-def fail(message: str) -> NoReturn:
-    """Say what went wrong, and exit with 1."""
-    complaints.print(f"[red]backupctl:[/red] {escape(message)}", highlight=False)
-    sys.exit(1)
-
-
-def show(data: Any) -> None:
-    """Print ``data`` as JSON."""
-    click.echo(json.dumps(data, indent=2, ensure_ascii=False))
-
-
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-
-
-def progress_bar(*, transient: bool = False) -> Progress:
-    """A bar with its words, bytes and speed."""
-    return Progress(
-        TextColumn("{task.fields[name]}", markup=False),
-        BarColumn(bar_width=None),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-        TextColumn("{task.description}", markup=False),
-        console=console,
-        transient=transient,
-    )
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -125,7 +83,7 @@ def send(
         body = {name: value for name, value in wanted.items() if value is not None}
         entries.append(api.call("POST", "/api/v1/outbox", body)["entry"])
     if not detach:
-        entries = _follow(api, entries, quiet=as_json)
+        entries = follow(api, entries, quiet=as_json)
     if as_json:
         show({"entries": entries})
     elif detach:
@@ -134,92 +92,12 @@ def send(
     if detach:
         return
     for entry in entries if not as_json else ():
-        _conclude(entry)
+        conclude(entry)
     states = {entry["state"] for entry in entries}
     if states & {"FAILED", "CANCELLED"}:
         sys.exit(1)
     if "UNVERIFIED" in states:
         sys.exit(UNVERIFIED)
-
-
-def _follow(api: Api, entries: list[Any], *, quiet: bool) -> list[Any]:
-    """Show how the entries come along until all are over."""
-    bars = progress_bar()
-    bars.disable = quiet
-    tasks = {}
-    last: dict[str, str] = {}
-    with bars:
-        for entry in entries:
-            tasks[entry["entryId"]] = bars.add_task(
-                "", name=_short(entry["fileName"]), total=entry["size"]
-            )
-        try:
-            while True:
-                for entry in entries:
-                    words = _words(entry)
-                    bars.update(
-                        tasks[entry["entryId"]], completed=entry["sentBytes"], description=words
-                    )
-                    if not quiet and not console.is_terminal:
-                        _say_once(last, entry, words)
-                if all(entry["state"] in OVER for entry in entries):
-                    return entries
-                time.sleep(POLL)
-                entries = [
-                    entry
-                    if entry["state"] in OVER
-                    else api.call("GET", f"/api/v1/outbox/{part(entry['entryId'])}")
-                    for entry in entries
-                ]
-        except KeyboardInterrupt:
-            complaints.print("The daemon goes on without you; `backupctl queue` shows how far.")
-            sys.exit(130)
-
-
-def _say_once(last: dict[str, str], entry: Any, words: str) -> None:
-    if last.get(entry["entryId"]) != words:
-        last[entry["entryId"]] = words
-        console.print(f"{escape(entry['fileName'])}: {escape(words)}", highlight=False)
-
-
-def _words(entry: Any) -> str:
-    state, error = entry["state"], entry["lastError"]
-    words = {
-        "ASKING": "asking for room",
-        "WAITING": f"waiting, place {entry['position'] or '?'}",
-        "READY": "sending",
-        "SENT": "verifying",
-        "VERIFIED": "stored and verified",
-        "UNVERIFIED": "stored, unverified",
-        "FAILED": "failed",
-        "CANCELLED": "cancelled",
-    }[state]
-    return f"{words} ({error})" if error and state in ("ASKING", "WAITING", "READY") else words
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 32 else f"{name[:15]}…{name[-16:]}"
-
-
-def _conclude(entry: Any) -> None:
-    name = escape(entry["fileName"])
-    match entry["state"]:
-        case "VERIFIED":
-            console.print(
-                f"[green]✓[/green] {name} is stored and verified: backup {entry['backupId']}, "
-                f"sha256 {entry['sha256']}",
-                highlight=False,
-                soft_wrap=True,
-            )
-        case "UNVERIFIED":
-            complaints.print(
-                f"[yellow]![/yellow] {name} is stored, but the receiver named no digest, so "
-                "nobody knows whether its copy is right.",
-                soft_wrap=True,
-            )
-        case state:
-            why = escape(entry["lastError"] or "no reason is known")
-            complaints.print(f"[red]✗[/red] {name} {state.lower()}: {why}", soft_wrap=True)
 
 
 # -- looking ---------------------------------------------------------------------------------------
@@ -249,23 +127,11 @@ def list_(api: Api, peer: str | None, video_id: str | None, as_json: bool) -> No
             escape(str(backup["videoId"])),
             escape(backup["fileName"]),
             format_size(backup["size"]),
-            _moment(backup["storedAt"]),
-            f"[red]{escape(backup['problem'])}[/red]" if backup["problem"] else _moment(verified),
+            moment(backup["storedAt"]),
+            f"[red]{escape(backup['problem'])}[/red]" if backup["problem"] else moment(verified),
             escape(backup["peer"]),
         )
-    _print_table(table)
-
-
-def _moment(timestamp: str) -> str:
-    return timestamp[:16].replace("T", " ")
-
-
-def _print_table(table: Table) -> None:
-    """As wide as it needs where nobody sees it break."""
-    if console.is_terminal:
-        console.print(table)
-    else:
-        Console(width=240).print(table)
+    print_table(table)
 
 
 @main.command()
@@ -309,7 +175,7 @@ def queue(api: Api, as_json: bool) -> None:
                 escape(one["lastError"] or ""),
             )
         table.title = "Kept for others"
-        _print_table(table)
+        print_table(table)
     if entries:
         table = Table("entry", "video", "file", "state", "sent", "to", "last error")
         for one in entries:
@@ -323,7 +189,7 @@ def queue(api: Api, as_json: bool) -> None:
                 escape(one["lastError"] or ""),
             )
         table.title = "Sent to others"
-        _print_table(table)
+        print_table(table)
 
 
 # -- getting back ----------------------------------------------------------------------------------
@@ -338,15 +204,15 @@ def queue(api: Api, as_json: bool) -> None:
 def restore(api: Api, backup_id: str, output: str | None, force: bool, as_json: bool) -> None:
     """Get a backup back, resuming a partial file, and check its digest."""
     backup = api.call("GET", f"/api/v1/backups/{part(backup_id)}")
-    target = _target(output, backup["fileName"])
+    target = target_of(output, backup["fileName"])
     if target.exists() and not force:
         fail(f"{target} is there already; give another -o, or --force.")
     partial = target.with_name(target.name + ".part")
     bars = progress_bar()
     bars.disable = as_json
     with bars:
-        task = bars.add_task("restoring", name=_short(target.name), total=backup["size"])
-        digest = _fetch(api, backup, partial, lambda done: bars.update(task, completed=done))
+        task = bars.add_task("restoring", name=short(target.name), total=backup["size"])
+        digest = fetch(api, backup, partial, lambda done: bars.update(task, completed=done))
         if digest != backup["sha256"]:
             partial.unlink()
             fail(
@@ -354,7 +220,7 @@ def restore(api: Api, backup_id: str, output: str | None, force: bool, as_json: 
                 f"were thrown away. Try again, and `backupctl verify {backup_id}` there."
             )
         partial.replace(target)
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
         bars.update(task, description="restored and verified")
     if as_json:
         show({"backupId": backup_id, "path": str(target), "size": backup["size"], "sha256": digest})
@@ -364,57 +230,6 @@ def restore(api: Api, backup_id: str, output: str | None, force: bool, as_json: 
             highlight=False,
             soft_wrap=True,
         )
-
-
-def _target(output: str | None, name: str) -> Path:
-    """Where to write; the sender's name is never more than a name here."""
-    plain = "".join("_" if char in "/\\\0" or ord(char) < 32 else char for char in name)
-    plain = plain if plain.strip(". ") else "video"
-    if output is None:
-        return Path(plain)
-    return Path(output) / plain if os.path.isdir(output) else Path(output)
-
-
-def _fetch(api: Api, backup: Any, partial: Path, done: Callable[[int], None]) -> str:
-    """Bring ``partial`` to its full size, on the disk; the digest of the whole of it."""
-    hasher = hashlib.sha256()
-    size = backup["size"]
-    try:
-        with partial.open("a+b") as file:
-            if file.tell() > size:
-                file.truncate(0)
-            file.seek(0)
-            while block := file.read(1024 * 1024):
-                hasher.update(block)
-            at = file.tell()
-            done(at)
-            if at < size:
-                headers = {"Range": f"bytes={at}-", "If-Range": f'"{backup["sha256"]}"'}
-                path = f"/api/v1/backups/{part(backup['backupId'])}/content"
-                response = api.open("GET", path, headers=headers if at else {})
-                if at and response.status != 206:
-                    file.truncate(0)
-                    at, hasher = 0, hashlib.sha256()
-                while block := response.read(1024 * 1024):
-                    file.write(block)
-                    hasher.update(block)
-                    at += len(block)
-                    done(at)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        fail(f"{partial} could not be completed: {error}. Run the same again to go on from there.")
-    if at < size:
-        fail(f"Only {at} of {size} bytes came. Run the same again to go on from there.")
-    return hasher.hexdigest()
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 # -- acting ----------------------------------------------------------------------------------------
@@ -456,7 +271,7 @@ def verify(api: Api, backup_id: str | None, as_json: bool) -> None:
     bars.disable = as_json
     with bars:
         for backup in backups:
-            task = bars.add_task("reading", name=_short(backup["fileName"]), total=backup["size"])
+            task = bars.add_task("reading", name=short(backup["fileName"]), total=backup["size"])
             results.append(_verify(api, backup, functools.partial(_advance, bars, task)))
             words = results[-1]["problem"] or "is whole"
             bars.update(task, completed=backup["size"], description=words)

@@ -87,6 +87,7 @@ class BackupService(Service):
         chance: Chance,
         threads: Sequence[Running] = (),
         tell_init: Callable[[str], None] = lambda state: None,
+        exit: Callable[[int], object] = lambda status: None,  # noqa: A002
         log_observer: ILogObserver | None = None,
     ) -> None:
         self.settings = settings
@@ -99,6 +100,7 @@ class BackupService(Service):
         self.new_id = chance.new_id
         self._threads = threads
         self._tell_init = tell_init
+        self._exit = exit
         self._log_observer = log_observer
         self._pending: dict[str, Pending] = {}
         self._in_progress: dict[str, InProgress] = {}
@@ -310,6 +312,7 @@ class BackupService(Service):
     def _start_failed(self, failure: Failure) -> None:
         self._log.failure("backupd could not start", failure)
         self._tell_init(f"STATUS={failure.getErrorMessage()}")
+        self.reactor.addSystemEventTrigger("after", "shutdown", self._exit, 1)
         self.reactor.stop()
 
     # -- stopping ---------------------------------------------------------------------------------

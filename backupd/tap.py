@@ -10,18 +10,16 @@ import sys
 import uuid
 from collections.abc import Callable
 
-from treq.client import HTTPClient
 from twisted.application.service import IService
 from twisted.logger import ILogObserver, jsonFileLogObserver
 from twisted.python import usage
-from twisted.web.client import Agent, HTTPConnectionPool, _HTTP11ClientFactory
 
 from backupd.errors import SettingsError
 from backupd.ledger.sql import SqlLedger
 from backupd.links import Links
 from backupd.own_folder import OwnFolder
 from backupd.peer.backoff import backoff
-from backupd.peer.client import PeerClient
+from backupd.peer.client import make_client
 from backupd.sender.outbox import Outbox
 from backupd.service import BackupService, Chance
 from backupd.settings import KEYS, Settings, load
@@ -48,12 +46,6 @@ class Options(usage.Options):
         return load(os.environ, given)
 
 
-class _QuietFactory(_HTTP11ClientFactory):
-    """Makes client connections without two log lines for each."""
-
-    noisy = False
-
-
 def tell_init(state: str) -> None:
     """Tell the service manager, as sd_notify(3) does; nothing where there is none."""
     path = os.environ.get("NOTIFY_SOCKET", "")
@@ -72,9 +64,7 @@ def build(settings: Settings) -> BackupService:
     rng = random.Random()  # noqa: S311 - jitter is no secret
     write, read = Threads(reactor, 1, "ledger-write"), Threads(reactor, 1, "ledger-read")
     disk = Threads(reactor, DISK_THREADS, "disk")
-    pool = HTTPConnectionPool(reactor, persistent=False)
-    pool._factory = _QuietFactory
-    peer = PeerClient(HTTPClient(Agent(reactor, connectTimeout=15, pool=pool)), reactor, disk)
+    peer = make_client(reactor)
     ledger = SqlLedger(settings.ledger_url, write_off=write, read_off=read)
     chance = Chance(
         new_id=lambda: uuid.uuid4().hex,
@@ -108,6 +98,7 @@ def build(settings: Settings) -> BackupService:
         chance=chance,
         threads=[write, read, disk],
         tell_init=tell_init,
+        exit=os._exit,
         log_observer=_log_observer(settings),
     )
     service.site = make_site(service)

@@ -120,7 +120,10 @@ class Server:
             check=False,
         )
         if done.returncode != 0:
-            raise DemoFailed(f"backupctl {arguments[0]} ended with {done.returncode}")
+            raise DemoFailed(
+                f"backupctl {arguments[0]} ended with {done.returncode}; "
+                f"the servers' logs are in {shown(DATA)}"
+            )
         return done.stdout.decode() if capture else ""
 
 
@@ -232,8 +235,6 @@ def main() -> int:
         demo(video.resolve())
     except DemoFailed as error:
         print(f"The demo failed: {error}", file=sys.stderr)
-        for log in sorted(DATA.glob("*.log")):
-            print(f"See {shown(log)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("Interrupted; both servers have stopped.", file=sys.stderr)

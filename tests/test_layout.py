@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import TypeAlias
 
 ROOT = Path(__file__).resolve().parent.parent
-STARTS = {"backupd.cli", "backupd.tap"}
-"""Where the daemon or the command line starts: the only modules that join things."""
+COMMAND_LINE = {f"backupd.{name}" for name in ("cli", "control", "doctor", "fetch", "terminal")}
+"""``backupctl``, a process of its own that blocks as it likes."""
+
+STARTS = {"backupd.tap"} | COMMAND_LINE
+"""Where the daemon or the command line starts: what joins things."""
 
 
 @dataclass(frozen=True)
@@ -178,8 +181,9 @@ def test_the_web_knows_neither_disk_nor_sql() -> None:
 
 
 def test_nobody_imports_what_starts() -> None:
-    """tap.py and cli.py are imported by each other at most."""
+    """The daemon knows neither tap.py nor any of the command line."""
     check(only_in(STARTS, *STARTS), "backupd.service", "from backupd import tap")
+    check(only_in(COMMAND_LINE, *COMMAND_LINE), "backupd.tap", "import backupd.control")
 
 
 def test_klein_stays_in_the_web_room() -> None:
@@ -207,20 +211,20 @@ def test_sql_stays_in_the_ledger_room() -> None:
 
 
 def test_the_terminal_stays_on_the_command_line() -> None:
-    """click and rich are known in cli.py, and in nothing that the daemon runs."""
-    rule = only_in({"backupd.cli"}, "click", "rich")
+    """click and rich are known on the command line, and in nothing that the daemon runs."""
+    rule = only_in(COMMAND_LINE, "click", "rich")
     check(rule, "backupd.tap", "from rich.progress import Progress")
 
 
 def test_the_global_reactor_is_used_where_things_start() -> None:
     """The reactor is handed in; only tap.py and cli.py take the global one."""
-    rule = only_in(STARTS, "twisted.internet.reactor")
+    rule = only_in({"backupd.cli", "backupd.tap"}, "twisted.internet.reactor")
     check(rule, "backupd.service", "def f():\n    from twisted.internet import reactor")
     check(rule, "backupd.service", "from twisted import internet\ninternet.reactor.run()")
 
 
 def test_time_is_handed_in() -> None:
-    """Nobody but tap.py and cli.py asks the global clock, or sleeps."""
+    """Nobody but tap.py and the command line asks the global clock, or sleeps."""
     clocks = ("time", "time_ns", "monotonic", "monotonic_ns", "perf_counter", "sleep")
     rule = only_in(
         STARTS,
@@ -234,7 +238,7 @@ def test_time_is_handed_in() -> None:
 
 
 def test_chance_is_handed_in() -> None:
-    """Nobody but tap.py and cli.py draws from a global source of chance."""
+    """Nobody but tap.py and the command line draws from a global source of chance."""
 
     def rule(one: Module) -> Iterator[str]:
         sources_of_chance = only_in(STARTS, "random", "secrets", "uuid", "os.urandom")

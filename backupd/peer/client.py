@@ -7,25 +7,26 @@ which may hold a capability.
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from http.cookiejar import DefaultCookiePolicy
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from urllib.parse import quote
 
 from treq.client import HTTPClient
 from treq.cookies import IndexableCookieJar
+from twisted.internet import defer
 from twisted.internet import error as network
-from twisted.internet.defer import CancelledError, Deferred, TimeoutError
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.endpoints import HostnameEndpoint, connectProtocol, wrapClientTLS
 from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from twisted.web.client import (
+    URI,
     Agent,
     BrowserLikePolicyForHTTPS,
     HTTPConnectionPool,
@@ -36,7 +37,7 @@ from twisted.web.client import (
 )
 from twisted.web.http import PotentialDataLoss
 from twisted.web.http_headers import Headers
-from twisted.web.iweb import IAgent, IBodyProducer, IResponse
+from twisted.web.iweb import IAgent, IAgentEndpointFactory, IBodyProducer, IResponse
 from zope.interface import implementer
 
 from backupd.errors import PeerFailed, PeerRefused
@@ -44,7 +45,16 @@ from backupd.peer.exchange import MAX_ANSWER, Exchange
 from backupd.peer.origins import Place, place_of
 from backupd.waiting import go_on
 
-__all__ = ["TIMEOUT", "Answer", "Connect", "PeerClient", "make_client"]
+__all__ = [
+    "TIMEOUT",
+    "Answer",
+    "Connect",
+    "PeerClient",
+    "make_client",
+    "make_http",
+    "seconds_in",
+    "words_in",
+]
 
 TIMEOUT = 15.0
 """Seconds for a small message and its whole answer."""
@@ -186,7 +196,7 @@ class PeerClient:
                 data=body,
                 allow_redirects=False,
                 unbuffered=True,
-                reactor=self._clock,
+                reactor=cast(Any, self._clock),
             )
             return response, await _collect(response)
 
@@ -194,7 +204,7 @@ class PeerClient:
             response, content = await _within(limit, self._clock, exchange())
         except CancelledError:
             raise
-        except TimeoutError as error:
+        except defer.TimeoutError as error:
             raise PeerFailed(f"{place.origin} did not answer within {limit:.0f} s.") from error
         except Exception as error:
             raise _failed(place, error) from error
@@ -253,6 +263,22 @@ def _seconds(retry_after: str | None, now: float) -> float | None:
         return None
 
 
+def seconds_in(body: Mapping[str, object]) -> float | None:
+    """``retryAfter`` of a JSON answer."""
+    match body.get("retryAfter"):
+        case bool():
+            return None
+        case int() | float() as seconds if 0 <= seconds < 1e9:
+            return float(seconds)
+    return None
+
+
+def words_in(body: Mapping[str, object]) -> str:
+    """What a JSON answer says to people, made fit for one line; empty when it says nothing."""
+    said = str(body.get("detail") or body.get("message") or "")[:2000]
+    return " ".join("".join(c if c.isprintable() else " " for c in said).split())[:300]
+
+
 def _accepted(url: str, answer: Answer) -> Answer:
     """``answer`` if it is a 2xx; raises `PeerRefused`."""
     if not 200 <= answer.status < 300:
@@ -261,14 +287,11 @@ def _accepted(url: str, answer: Answer) -> Answer:
 
 
 def _refusal(url: str, answer: Answer) -> PeerRefused:
-    said = answer.body.get("detail") or answer.body.get("message") or ""
-    words = re.sub(r"\s+", " ", "".join(c for c in str(said) if c.isprintable() or c.isspace()))
+    words = words_in(answer.body)
     why = f"{_shown(url)} answered {answer.status}" + (f": {words[:300]}" if words else ".")
     after = answer.retry_after
     if after is None:
-        asked = answer.body.get("retryAfter")
-        number = isinstance(asked, int | float) and not isinstance(asked, bool)
-        after = float(asked) if number and math.isfinite(asked) else None  # type: ignore[arg-type]
+        after = seconds_in(answer.body)
     return PeerRefused(why, answer.status, answer.body, after)
 
 
@@ -300,7 +323,7 @@ def _failed(place: Place, error: BaseException) -> PeerFailed:
 def _within(
     seconds: float, clock: IReactorTime, work: Coroutine[Deferred[Any], Any, T]
 ) -> Deferred[T]:
-    """Cancels ``work`` and fails with `TimeoutError` when it takes longer."""
+    """Cancels ``work`` and fails with `defer.TimeoutError` when it takes longer."""
     return go_on(work).addTimeout(seconds, clock)
 
 
@@ -369,17 +392,40 @@ def make_http(agent: IAgent) -> HTTPClient:
     return HTTPClient(_Plain(agent), IndexableCookieJar(nothing))
 
 
+@implementer(IStreamClientEndpoint)
+class _Quiet:
+    """Connects without two log lines for each connection."""
+
+    def __init__(self, endpoint: IStreamClientEndpoint) -> None:
+        self._endpoint = endpoint
+
+    def connect(self, protocolFactory: Any) -> Deferred[Any]:  # noqa: N803
+        protocolFactory.noisy = False
+        return self._endpoint.connect(protocolFactory)
+
+
+@implementer(IAgentEndpointFactory)
+class _Endpoints:
+    """One way to connect, for small messages and uploads."""
+
+    def __init__(self, reactor: Any) -> None:
+        self._reactor = reactor
+        self._trusted = BrowserLikePolicyForHTTPS()
+
+    def endpointForURI(self, uri: URI) -> IStreamClientEndpoint:  # noqa: N802
+        return self.connect(Place(uri.scheme.decode(), uri.host.decode(), uri.port, "/"))
+
+    def connect(self, place: Place) -> IStreamClientEndpoint:
+        plain = HostnameEndpoint(self._reactor, place.host, place.port, timeout=TIMEOUT)
+        if place.scheme == "http":
+            return _Quiet(plain)
+        tls = self._trusted.creatorForNetloc(place.host.encode("ascii"), place.port)
+        return _Quiet(wrapClientTLS(tls, plain))
+
+
 def make_client(reactor: Any) -> PeerClient:
     """A client on the network of ``reactor``: one connection per message, TLS as browsers do."""
+    endpoints = _Endpoints(reactor)
     pool = HTTPConnectionPool(reactor, persistent=False)
-    agent = Agent(reactor, connectTimeout=TIMEOUT, pool=pool)
-    trusted = BrowserLikePolicyForHTTPS()
-
-    def connect(place: Place) -> IStreamClientEndpoint:
-        plain = HostnameEndpoint(reactor, place.host, place.port, timeout=TIMEOUT)
-        if place.scheme == "http":
-            return plain
-        tls = trusted.creatorForNetloc(place.host.encode("ascii"), place.port)
-        return wrapClientTLS(tls, plain)
-
-    return PeerClient(make_http(agent), reactor, connect)
+    agent = Agent.usingEndpointFactory(reactor, endpoints, pool)
+    return PeerClient(make_http(agent), reactor, endpoints.connect)

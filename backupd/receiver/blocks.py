@@ -11,9 +11,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from twisted.internet.defer import Deferred, DeferredLock, FirstError, gatherResults
+from twisted.internet.defer import Deferred, DeferredLock
 from twisted.internet.interfaces import IReactorTime
-from twisted.python.failure import Failure
 
 from backupd.interfaces import IUpload, OffThread
 from backupd.waiting import go_on
@@ -39,11 +38,6 @@ class Hasher(Protocol):
     def digest(self) -> bytes: ...
 
 
-def _first_failure(failure: Failure) -> Failure:
-    cause = failure.value
-    return cause.subFailure if isinstance(cause, FirstError) else failure
-
-
 def _update(hashers: Sequence[Hasher], pieces: Sequence[bytes]) -> None:
     for piece in pieces:
         for hasher in hashers:
@@ -53,8 +47,8 @@ def _update(hashers: Sequence[Hasher], pieces: Sequence[bytes]) -> None:
 class BlockWriter:
     """Writes one upload from ``offset`` on, and checkpoints it as it goes.
 
-    ``checkpoint(offset)`` is awaited with every offset that has become durable. After an error
-    from any lane every further call raises it.
+    ``checkpoint(offset)`` is awaited with every offset that has become durable. After a write that
+    failed nothing more is written: what is behind a hole must never count as durable.
     """
 
     def __init__(
@@ -83,6 +77,7 @@ class BlockWriter:
         self._under_way: deque[Deferred[Any]] = deque()
         self._syncing: Deferred[None] | None = None
         self._synced_at = self._flushed_at = clock.seconds()
+        self._write_failed: BaseException | None = None
         self.sync_failed = False
 
     async def put(self, piece: bytes) -> None:
@@ -104,14 +99,25 @@ class BlockWriter:
         self._gathered = 0
         self._flushed_at = self._clock.seconds()
 
-        def written(_: object) -> None:
+        async def write() -> None:
+            if self._write_failed is not None:
+                raise self._write_failed
+            try:
+                await self._off(self._upload.write, pieces, offset)
+            except BaseException as error:
+                self._write_failed = error
+                raise
             self._written = offset + size
 
-        write = self._writes.run(self._off, self._upload.write, pieces, offset)
-        write.addCallback(written)
-        hashed = self._hashes.run(self._off, _update, self._hashers, pieces)
-        both = gatherResults([write, hashed], consumeErrors=True)
-        self._under_way.append(both.addErrback(_first_failure))
+        async def both() -> None:
+            written = self._writes.run(lambda: go_on(write()))
+            hashed = self._hashes.run(self._off, _update, self._hashers, pieces)
+            try:
+                await written
+            finally:
+                await hashed
+
+        self._under_way.append(go_on(both()))
 
     async def _keep_up(self) -> None:
         """Start a sync when one is due, and wait for one that falls too far behind."""

@@ -9,7 +9,7 @@ from backupd.errors import BackupdError
 from backupd.interfaces import ILedger
 from backupd.receiver.intake import Intake
 from backupd.receiver.keeping import Keeper
-from backupd.requests import Live, Offered, Receiving, Storing, expired, lapsed
+from backupd.requests import Live, Offered, Receiving, Storing, expired
 from backupd.settings import Settings
 
 __all__ = ["Expiry"]
@@ -51,6 +51,11 @@ class Expiry:
                     request_id=request.ask.request_id,
                     why=str(error),
                 )
+            except Exception:
+                self._log.failure(
+                    "request {request_id} is overdue and could not be ended: a defect",
+                    request_id=request.ask.request_id,
+                )
         if now - self._purged_at >= PURGE_EVERY:
             gone = await self._ledger.purge(before=now - self._settings.history, limit=10_000)
             if gone < 10_000:
@@ -63,8 +68,4 @@ class Expiry:
         elif request.expires_at is not None and request.expires_at <= now:
             await self._intake.end(request_id, lambda r: expired(r, now=now))
         elif isinstance(request, Offered | Receiving):
-            await self._intake.interrupt(request_id)
-            await self._ledger.change(request_id, lambda r: lapsed(r, now=now))
-            self._log.info(
-                "request {request_id}: its turn ran out, back in line", request_id=request_id
-            )
+            await self._intake.lapse(request_id)

@@ -5,7 +5,9 @@ Nothing here is cancelled when a client leaves: what arrived is made durable fir
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import replace
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -23,7 +25,9 @@ from backupd.requests import (
     Received,
     Receiving,
     Storing,
+    lapsed,
     live,
+    progressed,
     receiving,
     taken,
 )
@@ -62,7 +66,9 @@ class Intake:
         self.locks = KeyedLocks()
         self._transfers: dict[str, Transfer] = {}
         self._digests = Digests()
-        self._stopping = False
+        self._stopping = self._given_up = False
+        self._receiving = 0
+        self._quiet: list[Deferred[None]] = []
 
     # -- what stands ------------------------------------------------------------------------------
 
@@ -84,10 +90,23 @@ class Intake:
             request = live(await self._ledger.request(request_id), "received")
             if isinstance(request, Receiving | Received | Storing):
                 return request
-            return await self._to_receiving(request, put=None, drop=[])
+            async with self._turn(request):
+                return await self._to_receiving(request, put=None)
 
-    async def _to_receiving(self, request: Live, *, put: Upload | None, drop: list[str]) -> Live:
-        """Take a turn where one is needed, and become RECEIVING in one step with the upload."""
+    @asynccontextmanager
+    async def _turn(self, request: Live) -> AsyncIterator[None]:
+        """Hold a turn until the ledger says that the request has one. Raises `NotYourTurn`.
+
+        Also for a request that has one: its lease may run out meanwhile.
+        """
+        await self._queue().take_turn(request)
+        try:
+            yield
+        finally:
+            self._queue().give_back(request.ask.request_id)
+
+    async def _to_receiving(self, request: Live, *, put: Upload | None) -> Live:
+        """Become RECEIVING, with a new lease, in one step with the upload; needs a turn."""
         ask, now, settings = request.ask, self._clock.seconds(), self._settings
 
         def step(current: BackupRequest) -> BackupRequest:
@@ -99,15 +118,7 @@ class Intake:
                 )
             return receiving(current, lease_until=now + settings.offer_lease)
 
-        claimed = isinstance(request, Pending | Received)
-        if claimed:
-            await self._queue().take_turn(request)
-        try:
-            changed = await self._ledger.change(ask.request_id, step, put=put, drop=drop)
-        finally:
-            if claimed:
-                self._queue().give_back(ask.request_id)
-        return live(changed, "received")
+        return live(await self._ledger.change(ask.request_id, step, put=put), "received")
 
     async def _make_way(self, request_id: str) -> None:
         """End a transfer that is dead or silent; raises `UploadHeld` when it is alive."""
@@ -117,7 +128,7 @@ class Intake:
         if not transfer.ending:
             if transfer.source.silent_for() < SILENCE:
                 raise UploadHeld("Another upload for this request is alive.", retry_after=SILENCE)
-            transfer.source.abort()
+            transfer.abort()
         await self._wait_for(transfer)
 
     async def _wait_for(self, transfer: Transfer) -> None:
@@ -146,9 +157,23 @@ class Intake:
         byte is durable and the ledger knows, or the `Upload` as it stands when a resumed upload
         is not whole yet. Raises before the first byte is read where it can.
         """
-        if self._stopping:
-            raise ShuttingDown("This server is stopping; go on when it is back.", 5.0)
+        self._receiving += 1
+        try:
+            transfer = await self._begin(request_id, source, length, offset)
+            return await transfer.run(digests or {}, file_name, content_type)
+        finally:
+            self._receiving -= 1
+            if not self._receiving:
+                quiet, self._quiet = self._quiet, []
+                for waiter in quiet:
+                    waiter.callback(None)
+
+    async def _begin(
+        self, request_id: str, source: Source, length: int | None, offset: int | None
+    ) -> Transfer:
         async with self.locks.hold(request_id):
+            if self._stopping:
+                raise ShuttingDown("This server is stopping; go on when it is back.", 5.0)
             request = await self._ready(request_id)
             if offset is None:
                 upload, handle = await self._start(request, length)
@@ -166,7 +191,9 @@ class Intake:
                 handle=handle,
             )
             transfer.done.addBoth(self._let_go, request_id)
-        return await transfer.run(digests or {}, file_name, content_type)
+            if self._given_up:
+                transfer.abort()
+            return transfer
 
     def _let_go(self, _: object, request_id: str) -> None:
         del self._transfers[request_id]
@@ -186,29 +213,29 @@ class Intake:
             raise TooLarge(
                 f"{want} bytes are more than the {ask.size} that were reserved.", ask.size
             )
-        drop = await self._in_the_way(ask.request_id, ask.size - want)
-        if drop:
-            await self._ledger.change(ask.request_id, self._without(drop), drop=drop)
-            await self._discard(drop)
-            request = live(await self._ledger.request(ask.request_id), "received")
-        upload = Upload(
-            upload_id=self._new_id(),
-            request_id=ask.request_id,
-            length=length,
-            allocated=want,
-            created_at=now,
-            changed_at=now,
-        )
-        try:
-            handle = await self._off(self._create, upload.upload_id, want)
+        async with self._turn(request):
+            drop = await self._in_the_way(ask.request_id, ask.size - want)
+            if drop:
+                await self._ledger.change(ask.request_id, self._without(drop), drop=drop)
+                await self._discard(drop)
+            upload = Upload(
+                upload_id=self._new_id(),
+                request_id=ask.request_id,
+                length=length,
+                allocated=want,
+                created_at=now,
+                changed_at=now,
+            )
             try:
-                await self._to_receiving(request, put=upload, drop=[])
+                handle = await self._off(self._create, upload.upload_id, want)
+                try:
+                    await self._to_receiving(request, put=upload)
+                except BaseException:
+                    await self._off(handle.close)
+                    raise
             except BaseException:
-                await self._off(handle.close)
+                await self._discard([upload.upload_id])
                 raise
-        except BaseException:
-            await self._discard([upload.upload_id])
-            raise
         return upload, handle
 
     def _without(self, drop: list[str]) -> Callable[[BackupRequest], BackupRequest]:
@@ -255,8 +282,8 @@ class Intake:
         limit = request.ask.size if upload.length is None else upload.length
         if length is not None and offset + length > limit:
             raise TooLarge(f"{offset + length} bytes are more than the {limit} announced.", limit)
-        if not isinstance(request, Receiving):
-            await self._to_receiving(request, put=None, drop=[])
+        async with self._turn(request):
+            await self._to_receiving(request, put=None)
         return upload, await self._off(self._storage.reopen, upload.upload_id)
 
     async def _discard(self, upload_ids: list[str]) -> None:
@@ -275,10 +302,13 @@ class Intake:
                 return await self._ledger.change(request_id, step)
             transfer = self._transfers.get(request_id)
             if transfer is not None:
-                transfer.source.abort()
+                transfer.abort()
                 await self._wait_for(transfer)
             uploads = [upload.upload_id for upload in await self._ledger.uploads(request_id)]
             changed = await self._ledger.change(request_id, step)
+            if isinstance(changed, Pending | Offered | Receiving | Received | Storing):
+                # What arrived last has given it new time; its bytes are needed.
+                return changed
             self._log.info(
                 "request {request_id} is {state}",
                 request_id=request_id,
@@ -288,24 +318,55 @@ class Intake:
             await self._discard(uploads)
             return changed
 
-    async def interrupt(self, request_id: str) -> None:
-        """End the running transfer of a request, keeping what arrived."""
-        transfer = self._transfers.get(request_id)
-        if transfer is not None:
-            transfer.source.abort()
-            await self._wait_for(transfer)
+    async def lapse(self, request_id: str) -> None:
+        """Give the turn of a request whose lease ran out to another, keeping what arrived.
+
+        An upload whose sender was not silent for that long keeps it: nothing may have become
+        durable yet, as while a kept prefix is read again.
+        """
+        async with self.locks.hold(request_id):
+            now, settings = self._clock.seconds(), self._settings
+            transfer = self._transfers.get(request_id)
+            silent = 0.0
+            if transfer is not None:
+                silent = 0.0 if transfer.ending else transfer.source.silent_for()
+                if silent >= settings.offer_lease:
+                    transfer.abort()
+                    await self._wait_for(transfer)
+
+            def step(request: BackupRequest) -> BackupRequest:
+                if transfer is None:
+                    return lapsed(request, now=now)
+                if silent >= settings.offer_lease:
+                    # Making its last bytes durable has given it a new lease: not for long.
+                    if isinstance(request, Receiving):
+                        request = replace(request, lease_until=now)
+                    return lapsed(request, now=now)
+                return progressed(
+                    request,
+                    lease_until=now - silent + settings.offer_lease,
+                    expires_at=now - silent + settings.upload_expiry,
+                )
+
+            changed = await self._ledger.change(request_id, step)
+            if isinstance(changed, Pending):
+                self._log.info(
+                    "request {request_id}: its turn ran out, back in line", request_id=request_id
+                )
 
     async def stop(self, grace: float) -> None:
         """Let uploads finish for ``grace`` seconds, then checkpoint and end those that go on."""
         self._stopping = True
-        transfers = list(self._transfers.values())
 
         def give_up() -> None:
-            for transfer in transfers:
-                transfer.source.abort()
+            self._given_up = True
+            for transfer in list(self._transfers.values()):
+                transfer.abort()
 
-        deadline = self._clock.callLater(grace, give_up)
-        for transfer in transfers:
-            await self._wait_for(transfer)
-        if deadline.active():
-            deadline.cancel()
+        if self._receiving:
+            deadline = self._clock.callLater(grace, give_up)
+            waiter: Deferred[None] = Deferred()
+            self._quiet.append(waiter)
+            await waiter
+            if deadline.active():
+                deadline.cancel()

@@ -13,6 +13,7 @@ from backupd.errors import (
     AlreadyStored,
     DigestMismatch,
     Incomplete,
+    NoRoom,
     Over,
     StorageFailed,
 )
@@ -24,18 +25,20 @@ from backupd.requests import (
     Cancelled,
     Expired,
     Failed,
+    Offered,
+    Pending,
     Received,
     Receiving,
     Stored,
     Storing,
     ended,
-    received,
     rejected,
     stored,
     storing,
 )
 from backupd.settings import Settings
 from backupd.storage.names import file_name
+from backupd.waiting import KeyedLocks
 
 __all__ = ["Keeper", "Progress"]
 
@@ -74,6 +77,7 @@ class Keeper:
         self._off = off
         self._settings = settings
         self._new_id = new_id
+        self._places = KeyedLocks()
         self.verifying: dict[str, Progress] = {}
 
     # -- complete-backup --------------------------------------------------------------------------
@@ -87,7 +91,13 @@ class Keeper:
             raise AlreadyStored("The backup is stored already; nothing was deleted.")
         now = self._clock.seconds()
         reason = "The sender gave it up."
-        await self._intake.end(request_id, lambda r: ended(r, Failed, reason=reason, now=now))
+
+        def step(current: BackupRequest) -> BackupRequest:
+            if isinstance(current, Failed):
+                return current
+            return ended(current, Failed, reason=reason, now=now)
+
+        await self._intake.end(request_id, step)
 
     async def complete(
         self, request_id: str, *, size: int | None = None, sha256: str | None = None
@@ -146,18 +156,19 @@ class Keeper:
     async def _as_received(
         self, request: BackupRequest, upload: Upload
     ) -> Callable[[BackupRequest], BackupRequest]:
-        """A step that makes a request whose newest upload was cut RECEIVED by its whole one."""
+        """A step that makes a request that went on after its whole upload RECEIVED by it again."""
         expires_at = self._clock.seconds() + self._settings.upload_expiry
 
         def step(current: BackupRequest) -> BackupRequest:
-            if not isinstance(current, Receiving):
+            if not isinstance(current, Pending | Offered | Receiving):
                 return current
-            return received(
-                current,
+            return Received(
+                ask=current.ask,
                 upload_id=upload.upload_id,
                 size=upload.offset,
                 sha256=upload.sha256 or "",
                 expires_at=expires_at,
+                tries=current.tries,
             )
 
         return step
@@ -234,6 +245,11 @@ class Keeper:
             problem = await self._check(backup, progress)
         finally:
             del self.verifying[backup_id]
+        async with self._places.hold(backup_id):
+            return await self._record(backup_id, problem)
+
+    async def _record(self, backup_id: str, problem: str | None) -> Backup:
+        """Note on the list and beside the file what a verification found."""
         now = self._clock.seconds()
         current = await self._ledger.backup(backup_id)
         checked = replace(current, problem=problem, verified_at=current.verified_at)
@@ -246,7 +262,7 @@ class Keeper:
         await self._ledger.put_backup(checked)
         try:
             await self._off(self._storage.describe, checked)
-        except StorageFailed as error:
+        except (NoRoom, StorageFailed) as error:
             # The list has it; where the whole folder is gone there is nowhere to write it down.
             self._log.error(
                 "backup {backup_id}: sidecar not written: {why}",
@@ -283,9 +299,10 @@ class Keeper:
 
     async def delete(self, backup_id: str) -> Backup:
         """Delete a kept backup: first its files, so that nothing unlisted is left behind."""
-        backup = await self._ledger.backup(backup_id)
-        await self._off(self._storage.remove, backup)
-        await self._ledger.drop_backup(backup_id)
+        async with self._places.hold(backup_id):
+            backup = await self._ledger.backup(backup_id)
+            await self._off(self._storage.remove, backup)
+            await self._ledger.drop_backup(backup_id)
         self._log.info(
             "backup {backup_id} deleted: {folder}", backup_id=backup_id, folder=backup.folder
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -33,7 +33,7 @@ from backupd.waiting import go_on
 __all__ = ["Offer", "OfferAnswer", "Queue", "choose"]
 
 PATIENCE = 60.0
-"""Seconds after which a line that fails is owed a probe even when others keep all turns busy."""
+"""Seconds after which a line that fails is owed a probe even when others would take all turns."""
 
 
 class OfferAnswer(Protocol):
@@ -63,46 +63,54 @@ class _Busy:
 def choose(
     lines: Sequence[Line],
     *,
-    busy: dict[str, _Busy],
+    busy: Mapping[str, _Busy],
     turns: int,
     per_peer: int,
     now: float,
+    probed_at: float = float("-inf"),
 ) -> list[Pending]:
     """Who is called next, of those who are due: round-robin among peers, in order within each.
 
-    A line whose last offer failed gets one probe at a time, and never the last free turn; when
-    one has waited longer than `PATIENCE`, the others leave it a turn. With one turn in all, a
-    probe may have it while nobody else is due, or after that time.
+    A line whose last offer failed gets one probe at a time, after the others and never the last
+    free turn. So that it does not wait for ever while they are many, once in `PATIENCE` (the last
+    probe was at ``probed_at``) one that has waited that long goes first; a probe is short. With
+    one turn in all, a probe may have it while nobody else is due.
     """
-    held = Counter(one.peer for one in busy.values())
-    probed = {one.origin for one in busy.values() if one.offering}
     free = turns - len(busy)
-    answering = [line for line in lines if not line.failures]
-    failing = [line for line in lines if line.failures and line.origin not in probed]
-    owed = any(line.ready_at <= now - PATIENCE for line in failing)
+    held = Counter(one.peer for one in busy.values())
+    probing = {one.origin for one in busy.values() if one.offering}
     chosen: list[Pending] = []
 
-    def take(line: Line) -> bool:
-        if held[line.peer] >= per_peer:
-            return False
-        for head in line.heads:
-            if head.ask.request_id not in busy and head not in chosen:
+    def take(heads: Iterable[Pending], room: int) -> bool:
+        """Choose the first of ``heads`` that can be, if there is room."""
+        for head in heads:
+            peer, request_id = head.ask.peer, head.ask.request_id
+            if len(chosen) < room and held[peer] < per_peer and request_id not in busy:
                 chosen.append(head)
-                held[line.peer] += 1
+                held[peer] += 1
                 return True
         return False
 
-    keep_back = 1 if owed and (turns > 1 or free == 1) else 0
-    going = True
-    while going and len(chosen) < free - keep_back:
-        going = False
-        for line in answering:
-            if len(chosen) < free - keep_back and take(line):
-                going = True
-    last_turn = 1 if turns > 1 else 0
+    def probe(line: Line, room: int) -> bool:
+        if line.origin in probing or not take(line.heads, room):
+            return False
+        probing.add(line.origin)
+        return True
+
+    failing = [line for line in lines if line.failures]
+    if now - probed_at >= PATIENCE:
+        for line in failing:
+            if line.ready_at <= now - PATIENCE and probe(line, free):
+                break
+    heads: dict[str, list[Pending]] = {}
+    for line in lines:
+        if not line.failures:
+            heads.setdefault(line.peer, []).extend(line.heads)
+    waiting = [iter(sorted(theirs, key=lambda head: head.due_at)) for theirs in heads.values()]
+    while waiting:
+        waiting = [theirs for theirs in waiting if take(theirs, free)]
     for line in failing:
-        if len(chosen) < free - last_turn:
-            take(line)
+        probe(line, free if turns == 1 else free - 1)
     return chosen
 
 
@@ -132,7 +140,8 @@ class Queue:
         self._end = end
         self._nudge = nudge
         self._active: dict[str, _Busy] = {}
-        self._offering: dict[str, tuple[_Busy, Deferred[None]]] = {}
+        self._offering: dict[str, tuple[_Busy | None, Deferred[None]]] = {}
+        self._probed_at = float("-inf")
         self._claims: dict[str, _Busy] = {}
         self._stopped = False
         self._wake: IDelayedCall | None = None
@@ -149,7 +158,7 @@ class Queue:
 
     def busy(self) -> dict[str, _Busy]:
         """Every turn that is taken or may be about to be, by request."""
-        offering = {key: one for key, (one, _) in self._offering.items()}
+        offering = {key: one for key, (one, _) in self._offering.items() if one is not None}
         return offering | self._claims | self._active
 
     # -- turns ------------------------------------------------------------------------------------
@@ -158,28 +167,35 @@ class Queue:
         """Call those whose turn it is; returns when the offers are on their way."""
         if self._stopped:
             return
-        free = self._settings.max_concurrent_transfers - len(self.busy())
-        if free <= 0:
+        busy = self.busy()
+        if len(busy) >= self._settings.max_concurrent_transfers:
             return
         now = self._clock.seconds()
         most = self._settings.max_concurrent_transfers + 1
         lines = await self._ledger.lines(now=now, limit=2 * most, heads=most)
         chosen = choose(
             lines,
-            busy=self.busy(),
+            # What was busy before is left out: its lines were read before it changed.
+            busy=busy | self.busy(),
             turns=self._settings.max_concurrent_transfers,
             per_peer=self._settings.max_per_peer,
             now=now,
+            probed_at=self._probed_at,
         )
+        failures = {(line.peer, line.origin): line.failures for line in lines}
         for request in chosen:
-            self._start(request)
+            failed = failures[request.ask.peer, request.ask.origin]
+            if failed:
+                self._probed_at = now
+            self._start(request, failed)
 
-    def _start(self, request: Live) -> None:
+    def _start(self, request: Live, failures: int = 0) -> None:
         ask = request.ask
         if ask.request_id in self._offering or self._stopped:
             return
-        busy = _Busy(ask.peer, ask.origin, offering=True)
-        work = go_on(self._call(request))
+        # Telling a sender again what it was offered takes no turn that it does not have already.
+        busy = _Busy(ask.peer, ask.origin, offering=True) if isinstance(request, Pending) else None
+        work = go_on(self._call(request, failures))
         if not work.called:
             self._offering[ask.request_id] = (busy, work)
         work.addBoth(self._called, ask.request_id)
@@ -225,7 +241,7 @@ class Queue:
 
     # -- one offer --------------------------------------------------------------------------------
 
-    async def _call(self, request: Live) -> None:
+    async def _call(self, request: Live, failures: int) -> None:
         ask = request.ask
         body = {
             "videoId": ask.video,
@@ -240,7 +256,7 @@ class Queue:
         except PeerFailed as error:
             retry_after, why = error.retry_after, str(error)
         try:
-            await self._answered(request, status, retry_after, why)
+            await self._answered(request, failures, status, retry_after, why)
         except BackupdError as error:
             # The request ended or the ledger failed meanwhile; the next tick looks again.
             self._log.info(
@@ -253,7 +269,7 @@ class Queue:
             self._clock.callLater(0, self._nudge)
 
     async def _answered(
-        self, request: Live, status: int, retry_after: float | None, why: str
+        self, request: Live, failures: int, status: int, retry_after: float | None, why: str
     ) -> None:
         ask, now, settings = request.ask, self._clock.seconds(), self._settings
         self._log.info(
@@ -263,7 +279,14 @@ class Queue:
             why=why,
             status=status,
         )
-        if 200 <= status < 300:
+        if status == 410:
+            await self._end(
+                ask.request_id,
+                lambda r: ended(r, Cancelled, reason="The sender does not want it.", now=now),
+            )
+        elif not isinstance(request, Pending):
+            return
+        elif 200 <= status < 300:
             await self._ledger.change(
                 ask.request_id,
                 lambda r: taken(
@@ -272,13 +295,9 @@ class Queue:
                     expires_at=now + settings.upload_expiry,
                 ),
             )
-        elif status == 410:
-            await self._end(
-                ask.request_id,
-                lambda r: ended(r, Cancelled, reason="The sender does not want it.", now=now),
-            )
-        elif isinstance(request, Pending):
-            wait = max(self._backoff(request.attempts + 1), min(retry_after or 0.0, 3600.0))
+        else:
+            tries = max(request.attempts, failures) + 1
+            wait = max(self._backoff(tries), min(retry_after or 0.0, 3600.0))
             await self._ledger.change(
                 ask.request_id,
                 lambda r: offer_failed(

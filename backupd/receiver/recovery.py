@@ -8,6 +8,7 @@ from dataclasses import replace
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
+from backupd.errors import NoRoom, StorageFailed
 from backupd.interfaces import Damaged, ILedger, IStorage, OffThread, Upload
 from backupd.receiver.keeping import Keeper
 from backupd.requests import BackupRequest, Pending, Received, Storing, live
@@ -38,7 +39,15 @@ async def recover(
     for request in await ledger.all_live():
         if isinstance(request, Storing):
             _log.info("request {request_id} goes on to STORED", request_id=request.ask.request_id)
-            await keeper.roll_forward(request.ask.request_id)
+            try:
+                await keeper.roll_forward(request.ask.request_id)
+            except (NoRoom, StorageFailed) as error:
+                # Every sweep tries again; the other requests need not wait for it.
+                _log.error(
+                    "request {request_id} could not be stored: {why}",
+                    request_id=request.ask.request_id,
+                    why=str(error),
+                )
 
 
 async def _recover_upload(

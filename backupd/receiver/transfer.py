@@ -6,6 +6,7 @@ import base64
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import NoReturn
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -21,7 +22,7 @@ from backupd.errors import (
 )
 from backupd.interfaces import ILedger, IStorage, IUpload, OffThread, Source, Upload
 from backupd.receiver.blocks import BlockWriter, Hasher
-from backupd.requests import BackupRequest, progressed, received, rejected
+from backupd.requests import BackupRequest, Failed, progressed, received, rejected
 from backupd.settings import Settings
 from backupd.sizes import format_size
 
@@ -88,7 +89,13 @@ class Transfer:
         self._request_id = upload.request_id
         self.received = upload.offset
         self.ending = False
+        self._aborted = False
         self.done: Deferred[None] = Deferred()
+
+    def abort(self) -> None:
+        """End it, keeping what arrived; `done` tells when."""
+        self._aborted = True
+        self.source.abort()
 
     async def run(
         self,
@@ -157,6 +164,8 @@ class Transfer:
             return len(data)
 
         while at < upload.offset:
+            if self._aborted:
+                raise UploadCut("The upload was ended before it went on.")
             count = await self._off(read_on)
             if not count:
                 raise StorageFailed(
@@ -192,6 +201,9 @@ class Transfer:
         except (Invalid, TooLarge):
             self.ending = True
             await self._settle(writer)
+            if self._upload.offset:
+                # What was acknowledged before this body came is not its fault.
+                raise
             await self._ledger.change(self._request_id, lambda r: r, drop=[self._upload.upload_id])
             await self._off(self._storage.discard, self._upload.upload_id)
             raise
@@ -243,13 +255,7 @@ class Transfer:
             said = base64.b64encode(digests["sha-256"]).decode()
             wrong = f"The bytes have SHA-256 {sha256}; the digest sent with them is {said}."
         if wrong:
-            await self._ledger.change(
-                self._request_id,
-                lambda r: rejected(r, why=wrong, now=now),
-                drop=[upload.upload_id],
-            )
-            await self._off(self._storage.discard, upload.upload_id)
-            raise DigestMismatch(wrong)
+            await self._reject(upload, wrong)
         changed = await self._ledger.change(
             self._request_id,
             lambda r: received(
@@ -268,3 +274,17 @@ class Transfer:
             sha256=sha256,
         )
         return Outcome(request=changed, size=size, sha256=sha256)
+
+    async def _reject(self, upload: Upload, wrong: str) -> NoReturn:
+        """Drop the bytes; with the last try the request has failed, and all its bytes go."""
+        now = self._clock.seconds()
+        drop = [upload.upload_id]
+        others = await self._ledger.uploads(self._request_id)
+        changed = await self._ledger.change(
+            self._request_id, lambda r: rejected(r, why=wrong, now=now), drop=drop
+        )
+        if isinstance(changed, Failed):
+            drop = [one.upload_id for one in others]
+        for upload_id in drop:
+            await self._off(self._storage.discard, upload_id)
+        raise DigestMismatch(wrong)

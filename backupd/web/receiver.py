@@ -361,7 +361,7 @@ def _disposition_name(request: StreamingRequest) -> str | None:
     return name[:4096] if name else None
 
 
-_DIGEST = re.compile(r"(?:^|,)\s*sha-256\s*=\s*:([A-Za-z0-9+/=]*):", re.ASCII)
+_DIGEST = re.compile(r"(?:^|,)\s*sha-256(?![\w*.-])(?:=:([A-Za-z0-9+/=]*):)?", re.ASCII)
 
 
 def _digests(request: StreamingRequest, *names: str) -> Mapping[str, bytes]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -208,9 +208,10 @@ def test_a_row_that_is_there_already_harms_no_other(ledger: SqlLedger, off: When
     assert result_of(answers[0])[0]
     assert result_of(answers[3])[0]
     result_of(entries[0])
-    for twice in (answers[1], answers[2], entries[1]):
+    twice: list[Deferred[Any]] = [answers[1], answers[2], entries[1]]
+    for answer in twice:
         with pytest.raises(LedgerFailed) as caught:
-            result_of(twice)  # type: ignore[arg-type]
+            result_of(answer)
         assert "capability-1" not in str(caught.value)
     assert result_of(ledger.totals()).promised == 100
     assert len(result_of(ledger.all_live())) == 2
@@ -264,9 +265,10 @@ def test_a_commit_that_fails(ledger: SqlLedger, off: WhenTold, at: str) -> None:
     result_of(opening)
     with failing(at):
         off.run()
-    for answer in (*answers, *others):
+    together: list[Deferred[Any]] = [*answers, *others]
+    for answer in together:
         with pytest.raises(LedgerFailed, match="disk I/O error"):
-            result_of(answer)  # type: ignore[arg-type]
+            result_of(answer)
     assert result_of(ledger.totals()) == totals
     assert seen == []
     assert [request.ask for request in result_of(ledger.all_live())] == [an_ask("1")]
@@ -288,8 +290,11 @@ def test_a_full_disk(ledger: SqlLedger, off: WhenTold) -> None:
     answers = [admit(ledger, str(number), file_name="x" * 4000) for number in range(2, 9)]
     off.run()
     off.run()
-    with pytest.raises(LedgerFailed, match="full"):
-        result_of(answers[-1])
+    with suppress(LedgerFailed):
+        result_of(answers.pop(0))  # a batch of its own, which may have found the last pages
+    for answer in answers:
+        with pytest.raises(LedgerFailed, match="full"):
+            result_of(answer)
     live = result_of(ledger.all_live())
     assert result_of(ledger.totals()).live == len(live)
     writer.exec_driver_sql("PRAGMA max_page_count=100000")

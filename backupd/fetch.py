@@ -1,0 +1,67 @@
+"""Bringing the bytes of a backup into a local file, from where a partial one stands."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from backupd.control import Api, ApiFailed, part
+
+__all__ = ["fetch", "sync_folder", "target_of"]
+
+
+def target_of(output: str | None, name: str) -> Path:
+    """Where to write; the sender's name is never more than a name here."""
+    plain = "".join("_" if char in "/\\\0" or ord(char) < 32 else char for char in name)
+    plain = plain if plain.strip(". ") else "video"
+    if output is None:
+        return Path(plain)
+    return Path(output) / plain if os.path.isdir(output) else Path(output)
+
+
+def fetch(api: Api, backup: Any, partial: Path, done: Callable[[int], None]) -> str:
+    """Bring ``partial`` to its full size, on the disk; the digest of the whole of it."""
+    hasher = hashlib.sha256()
+    size = backup["size"]
+    try:
+        with partial.open("a+b") as file:
+            if file.tell() > size:
+                file.truncate(0)
+            file.seek(0)
+            while block := file.read(1024 * 1024):
+                hasher.update(block)
+            at = file.tell()
+            done(at)
+            if at < size:
+                headers = {"Range": f"bytes={at}-", "If-Range": f'"{backup["sha256"]}"'}
+                path = f"/api/v1/backups/{part(backup['backupId'])}/content"
+                response = api.open("GET", path, headers=headers if at else {})
+                if at and response.status != 206:
+                    file.truncate(0)
+                    at, hasher = 0, hashlib.sha256()
+                while block := response.read(1024 * 1024):
+                    file.write(block)
+                    hasher.update(block)
+                    at += len(block)
+                    done(at)
+            file.flush()
+            os.fsync(file.fileno())
+    except (OSError, http.client.HTTPException) as error:
+        raise ApiFailed(
+            f"{partial} could not be completed: {error}. Run the same again to go on from there."
+        ) from error
+    if at < size:
+        raise ApiFailed(f"Only {at} of {size} bytes came. Run the same again to go on from there.")
+    return hasher.hexdigest()
+
+
+def sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,168 @@
+"""Which file is which video. What blocks is to be called off the reactor thread."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import mimetypes
+import os
+import stat
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from backupd.errors import Invalid
+from backupd.peer.file_body import FileGone
+from backupd.requests import VideoId, video_key
+from backupd.storage.names import is_component
+
+__all__ = ["STILL", "Catalogue", "VideoFile", "Watcher", "content_type_of", "examine", "video_of"]
+
+STILL = 60.0
+"""Seconds for which a file must not have changed before it is taken for whole."""
+
+MAX_ID = 128
+MAX_NUMBER = 2**53 - 1
+
+# The standard library's own table only: the same type on every machine.
+_TYPES = mimetypes.MimeTypes()
+_TYPES.add_type("video/x-matroska", ".mkv")
+
+
+@dataclass(frozen=True, slots=True)
+class VideoFile:
+    """A file as it is now."""
+
+    path: str
+    video: VideoId
+    size: int
+    modified_ns: int
+
+
+def examine(path: str) -> tuple[int, int]:
+    """Size and time of the last change of a regular file. Blocks.
+
+    Raises `FileGone` when there is none any more, and `OSError`, also when it is empty.
+    """
+    try:
+        found = os.stat(path)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+            raise FileGone(f"{path} does not exist.") from error
+        raise
+    if not stat.S_ISREG(found.st_mode):
+        raise FileGone(f"{path} is no file.")
+    if found.st_size == 0:
+        raise OSError(errno.ENODATA, "it is empty")
+    if not os.access(path, os.R_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    return found.st_size, found.st_mtime_ns
+
+
+def video_of(name: str) -> VideoId:
+    """The id that a file or folder is called by: ``2.mp4`` is 2, ``holiday.mp4`` is "holiday"."""
+    clean = "".join(char if char.isprintable() else "_" for char in name)
+    if clean.isascii() and clean.isdecimal() and str(int(clean)) == clean:
+        return int(clean) if int(clean) <= MAX_NUMBER else clean[:MAX_ID]
+    if len(clean) > MAX_ID:
+        digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
+        return f"{clean[: MAX_ID - 13]}~{digest[:12]}"
+    return clean
+
+
+def stem_of(path: str) -> str:
+    """The file's name without its extension."""
+    return os.path.splitext(os.path.basename(path))[0]
+
+
+def content_type_of(path: str) -> str | None:
+    """The media type that the file's name tells of."""
+    return _TYPES.guess_type(f"x{os.path.splitext(path)[1]}")[0]
+
+
+class Catalogue:
+    """The videos in ``folders``: ``2.mp4``, the largest file of a folder ``2``, or a name as id."""
+
+    def __init__(self, folders: Sequence[str]) -> None:
+        self._folders = [os.path.abspath(folder) for folder in folders]
+
+    def find(self, video: VideoId) -> str:
+        """The path of a video's file. Blocks. Raises `Invalid` when there is none.
+
+        A file with just this name comes before a folder, and that before a file whose name has
+        an extension more; of several, the largest. The id is compared, never made a path.
+        """
+        key = video_key(video)
+        for folder in self._folders if is_component(key) else ():
+            exact, inside, stems = [], [], []
+            for entry in _visible(folder):
+                if entry.name == key and entry.is_file():
+                    exact.append(entry)
+                elif entry.name == key and entry.is_dir():
+                    inside += [one for one in _visible(entry.path) if one.is_file()]
+                elif stem_of(entry.name) == key and entry.is_file():
+                    stems.append(entry)
+            for found in (exact, inside, stems):
+                if found:
+                    return max(found, key=lambda one: one.stat().st_size).path
+        where = ", ".join(self._folders) or "the settings: they name no `videos` folder"
+        raise Invalid("videoId", f"video {key[:MAX_ID]!r} is not in {where}")
+
+    def everything(self) -> Iterator[VideoFile]:
+        """Every video there is; empty and hidden files are none. Blocks. Raises `OSError`."""
+        for folder in self._folders:
+            for entry in _visible(folder):
+                if entry.is_file():
+                    file, name = entry, stem_of(entry.name)
+                elif entry.is_dir():
+                    inside = [one for one in _visible(entry.path) if one.is_file()]
+                    if not inside:
+                        continue
+                    file, name = max(inside, key=lambda one: one.stat().st_size), entry.name
+                else:
+                    continue
+                now = file.stat()
+                if now.st_size:
+                    yield VideoFile(file.path, video_of(name), now.st_size, now.st_mtime_ns)
+
+
+def _visible(folder: str) -> Iterator[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        yield from (entry for entry in entries if not entry.name.startswith("."))
+
+
+@dataclass(slots=True)
+class _Seen:
+    file: VideoFile
+    since: float
+    reported: bool
+
+
+class Watcher:
+    """Tells of files that have not changed for `STILL` seconds, once per change."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, _Seen] = {}
+        self._known: set[tuple[str, int, int]] = set()
+
+    def know(self, path: str, size: int, modified_ns: int) -> None:
+        """This file, as it was then, needs no telling."""
+        self._known.add((path, size, modified_ns))
+
+    def look(self, files: Iterable[VideoFile], now: float) -> list[VideoFile]:
+        """Take in what there is at ``now``, in seconds; the files that are whole and new."""
+        before, self._seen = self._seen, {}
+        whole = []
+        for file in files:
+            seen = before.get(file.path)
+            if seen is None or seen.file != file:
+                known = (file.path, file.size, file.modified_ns) in self._known
+                seen = _Seen(file, now, reported=known)
+            elif not seen.reported and now - seen.since >= STILL:
+                seen.reported = True
+                whole.append(file)
+            self._seen[file.path] = seen
+        return whole
+
+    def forget(self, path: str) -> None:
+        """It could not be taken: tell of it again after another `STILL` seconds."""
+        self._seen.pop(path, None)

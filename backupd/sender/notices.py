@@ -1,0 +1,86 @@
+"""The receiver's notice, "it is your turn": whose it is, and whether to believe it."""
+
+from __future__ import annotations
+
+import hmac
+from dataclasses import replace
+
+from twisted.internet.interfaces import IReactorTime
+
+from backupd.errors import Ambiguous, Forbidden, Invalid, NoSuchEntry, Over
+from backupd.interfaces import Entry, ILedger
+from backupd.peer.origins import check_link, origin_of, same_origin
+from backupd.requests import VideoId, same_video
+from backupd.sender.steps import ASKED, moved
+
+__all__ = ["take_notice"]
+
+UPLOAD = "linkForServerBtoSendBackupToSeverA"
+COMPLETE = "linkForServerBtoCompleteBackupToSeverA"
+
+
+async def take_notice(
+    ledger: ILedger,
+    clock: IReactorTime,
+    capability: str | None,
+    video: VideoId,
+    upload_link: str,
+    complete_link: str,
+) -> Entry:
+    """Make the entry that is meant READY, durably; a repeat changes nothing.
+
+    Raises `Invalid` for malformed links, `NoSuchEntry` when nothing was asked, `Ambiguous`
+    when the bare path could mean several entries, `Forbidden` when the links lead anywhere but
+    to the origin that was asked, `Over` when the entry was cancelled or has failed.
+    """
+    check_link(UPLOAD, upload_link)
+    check_link(COMPLETE, complete_link)
+    if capability is None:
+        entry = await _only_one(ledger, video)
+    else:
+        entry = await ledger.entry_by_capability(capability)
+        if not hmac.compare_digest(entry.capability.encode(), capability.encode()):
+            raise NoSuchEntry("This link belongs to no video that is being sent.")
+        if not same_video(entry.video, video):
+            raise Invalid("videoId", "is not the video that this link is for")
+    if entry.state in ("CANCELLED", "FAILED"):
+        raise Over(f"This video is not sent any more: the entry is {entry.state}.")
+    for link in (upload_link, complete_link):
+        if not same_origin(link, entry.to):
+            await _refuse(ledger, entry, link)
+    step = moved(
+        "READY",
+        leaving=ASKED,
+        now=clock.seconds(),
+        upload_link=upload_link,
+        complete_link=complete_link,
+        attempts=0,
+        last_error=None,
+    )
+    entry = await ledger.change_entry(entry.entry_id, step)
+    if entry.state in ("CANCELLED", "FAILED"):
+        raise Over(f"This video is not sent any more: the entry is {entry.state}.")
+    return entry
+
+
+async def _only_one(ledger: ILedger, video: VideoId) -> Entry:
+    found = await ledger.entries_for(video, 2)
+    if not found:
+        raise NoSuchEntry(f"No room was asked for video {video}.")
+    if len(found) > 1:
+        raise Ambiguous(f"Video {video} goes to several servers; use the link that each was given.")
+    return found[0]
+
+
+async def _refuse(ledger: ILedger, entry: Entry, link: str) -> None:
+    why = (
+        f"The notice has links on {origin_of(link)}, but {origin_of(entry.to)} was asked for "
+        "room: no byte is sent there. If both are one server, send to the address that it calls "
+        "its own, or set its public_url (or HOST and PROTOCOL) to the one that was asked."
+    )
+
+    def note(current: Entry) -> Entry:
+        return replace(current, last_error=why) if current.state in ASKED else current
+
+    await ledger.change_entry(entry.entry_id, note)
+    raise Forbidden(why)

@@ -1,0 +1,62 @@
+"""The life of an outbox entry: pure steps from one state to the next.
+
+ASKING -> WAITING -> READY -> SENT -> VERIFIED or UNVERIFIED; FAILED and CANCELLED from anywhere
+before that. Notices, carriers and the operator change one entry at the same time, so every step
+names the states that it leaves, and changes nothing in any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from backupd.interfaces import Entry
+
+__all__ = ["ASKED", "GOING", "OVER", "again", "moved", "said_yes"]
+
+ASKED = frozenset({"ASKING", "WAITING"})
+GOING = frozenset({"ASKING", "WAITING", "READY", "SENT"})
+OVER = frozenset({"VERIFIED", "UNVERIFIED", "FAILED", "CANCELLED"})
+
+Step = Callable[[Entry], Entry]
+
+
+def moved(state: str, *, leaving: frozenset[str] | set[str], now: float, **changes: Any) -> Step:
+    """To ``state`` from one of ``leaving``; due at ``now`` unless ``changes`` say otherwise.
+
+    ``changed_at`` says when the state was left last.
+    """
+
+    def step(entry: Entry) -> Entry:
+        if entry.state not in leaving:
+            return entry
+        changed_at = entry.changed_at if entry.state == state else now
+        return replace(
+            entry, **{"state": state, "changed_at": changed_at, "due_at": now, **changes}
+        )
+
+    return step
+
+
+def said_yes(*, request_id: str | None, status_url: str | None, due_at: float, now: float) -> Step:
+    """The receiver has room. Its notice may have come before its answer."""
+    waiting = moved("WAITING", leaving=ASKED, now=now, due_at=due_at, attempts=0, last_error=None)
+
+    def step(entry: Entry) -> Entry:
+        if entry.state in OVER:
+            return entry
+        return waiting(replace(entry, request_id=request_id, status_url=status_url))
+
+    return step
+
+
+def again(entry: Entry, *, why: str, due_at: float) -> Step:
+    """Try the same once more, unless the entry has left its state meanwhile."""
+
+    def step(current: Entry) -> Entry:
+        if current.state != entry.state:
+            return current
+        return replace(current, attempts=current.attempts + 1, last_error=why, due_at=due_at)
+
+    return step

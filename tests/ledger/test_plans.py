@@ -1,0 +1,131 @@
+"""A tick's questions cost no more at a million requests than at ten: each finds its rows by an
+index.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, event
+from twisted.internet.defer import Deferred
+
+from backupd.ledger.sql import SqlLedger
+from backupd.requests import Pending
+from tests.conformance.ledger_case import cancel, refuse_offer, same
+from tests.conformance.samples import (
+    NOW,
+    an_ask,
+    an_entry,
+    an_upload,
+    plenty,
+    to_offered,
+    to_receiving,
+)
+from tests.ledger.offs import at_once
+from tests.outcomes import result_of
+
+Ask = Callable[[SqlLedger], Deferred[Any]]
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[SqlLedger]:
+    ledger = SqlLedger(f"sqlite:///{tmp_path}/ledger", write_off=at_once, read_off=at_once)
+    ledger.open()
+    for number in range(30):
+        ask = an_ask(str(number), peer=f"peer-{number % 3}")
+        result_of(ledger.admit(ask, plenty, now=NOW, max_pending=100))
+    result_of(ledger.change("request-29", cancel))
+    yield ledger
+    result_of(ledger.close())
+
+
+def plans(ledger: SqlLedger, ask: Ask) -> list[str]:
+    """How SQLite goes about each statement that ``ask`` needs."""
+    asked: list[tuple[str, Any]] = []
+
+    def note(_c: Any, _k: Any, statement: str, parameters: Any, *_: Any) -> None:
+        asked.append((statement, parameters))
+
+    event.listen(Engine, "before_cursor_execute", note)
+    try:
+        result_of(ask(ledger))
+    finally:
+        event.remove(Engine, "before_cursor_execute", note)
+    assert ledger._writer is not None
+    found = []
+    for statement, parameters in asked:
+        if statement.split()[0] in ("SELECT", "UPDATE", "DELETE", "INSERT"):
+            plan = ledger._writer.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
+            found += [row.detail for row in plan]
+    assert found
+    return found
+
+
+def position(ledger: SqlLedger) -> Deferred[int]:
+    request = result_of(ledger.request("request-9"))
+    assert isinstance(request, Pending)
+    return ledger.position(request)
+
+
+QUESTIONS: dict[str, Ask] = {
+    "lines": lambda ledger: ledger.lines(now=NOW, limit=4, heads=4),
+    "overdue": lambda ledger: ledger.overdue(now=NOW, limit=4),
+    "request": lambda ledger: ledger.request("request-1"),
+    "by_capability": lambda ledger: ledger.by_capability("capability-1"),
+    "live_for": lambda ledger: ledger.live_for("1", None, 2),
+    "live_for a peer": lambda ledger: ledger.live_for("1", "peer-1", 2),
+    "last_ended": lambda ledger: ledger.last_ended("29"),
+    "position": position,
+    "uploads": lambda ledger: ledger.uploads("request-1"),
+    "admit": lambda ledger: ledger.admit(an_ask("new"), plenty, now=NOW, max_pending=99),
+    "admit again": lambda ledger: ledger.admit(
+        an_ask("1", peer="peer-1"), plenty, now=NOW, max_pending=99
+    ),
+    "offer failed": lambda ledger: ledger.change("request-1", refuse_offer(NOW + 5)),
+    "offer taken": lambda ledger: ledger.change("request-1", to_offered),
+    "first byte": lambda ledger: ledger.change("request-1", to_receiving, put=an_upload()),
+    "checkpoint": lambda ledger: ledger.change("request-1", same, put=an_upload(offset=9)),
+    "cancelled": lambda ledger: ledger.change("request-1", cancel),
+    "purge": lambda ledger: ledger.purge(before=NOW, limit=9),
+    "enqueue": lambda ledger: ledger.enqueue(an_entry()),
+    "entries_due": lambda ledger: ledger.entries_due(now=NOW, limit=4, without=["entry-1"]),
+    "entries_for": lambda ledger: ledger.entries_for("1", 2),
+    "entry_by_capability": lambda ledger: ledger.entry_by_capability("entry-capability-1"),
+}
+
+
+HARMLESS = {
+    "SCAN CONSTANT ROW",
+    "SCAN lines",  # a purge looks at each: one to a peer and origin
+    "SCAN requests USING INDEX requests_storing",  # has only those that are to go forward
+}
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_no_question_reads_every_row(ledger: SqlLedger, question: str) -> None:
+    """No statement walks through a table, or through a whole index of one."""
+    result_of(ledger.enqueue(an_entry()))
+    scans = {plan for plan in plans(ledger, QUESTIONS[question]) if plan.startswith("SCAN")}
+    assert scans <= HARMLESS
+
+
+def test_due_requests_need_no_sorting(ledger: SqlLedger) -> None:
+    """The heads of a line come in the order of their index; only lines are sorted."""
+    due = plans(ledger, QUESTIONS["lines"])
+    heads = [plan for plan in due if "requests" in plan]
+    assert heads
+    assert all("USING INDEX requests_pending" in plan for plan in heads)
+    assert due.count("USE TEMP B-TREE FOR ORDER BY") <= 1
+    assert any("lines_answering" in plan for plan in due)
+    assert any("lines_failing" in plan for plan in due)
+
+
+def test_overdue_uses_its_indexes(ledger: SqlLedger) -> None:
+    """Leases, times and steps left half-way each have an index of their own."""
+    found = " ".join(plans(ledger, QUESTIONS["overdue"]))
+    for index in ("requests_active", "requests_expiring", "requests_storing"):
+        assert index in found
+    assert "TEMP B-TREE" not in found

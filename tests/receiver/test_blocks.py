@@ -1,0 +1,309 @@
+"""Blocks: bounded, in order, and never called durable before they are."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import implementer
+
+from backupd.errors import LedgerFailed, StorageFailed
+from backupd.interfaces import IUpload, OffThread
+from backupd.receiver import blocks
+from backupd.receiver.blocks import BLOCK, DEPTH, SYNC_BYTES, SYNC_SECONDS, BlockWriter
+from backupd.waiting import go_on
+from tests.receiver.world import ManualOff, logged, now, set_attribute, sync
+
+BLOCK_OF_BYTES = b"x" * BLOCK
+
+
+@implementer(IUpload)
+class MemoryUpload:
+    """Bytes in memory; ``durable`` is what a power cut leaves."""
+
+    def __init__(self, log: list[str] | None = None) -> None:
+        self.log = [] if log is None else log
+        self.content = bytearray()
+        self.durable = b""
+        self.failing: Callable[[str, int], Exception | None] = lambda what, count: None
+        self.counts = {"write": 0, "sync": 0}
+
+    def _count(self, what: str) -> None:
+        self.counts[what] += 1
+        error = self.failing(what, self.counts[what])
+        if error is not None:
+            raise error
+
+    def allocate(self, length: int) -> None:
+        raise NotImplementedError
+
+    def write(self, pieces: Sequence[bytes], offset: int) -> None:
+        self._count("write")
+        data = b"".join(pieces)
+        self.content[len(self.content) :] = bytes(max(0, offset - len(self.content)))
+        self.content[offset : offset + len(data)] = data
+        self.log.append(f"write {offset + len(data)}")
+
+    def read(self, offset: int, length: int) -> bytes:
+        return bytes(self.content[offset : offset + length])
+
+    def sync(self) -> None:
+        self._count("sync")
+        self.durable = bytes(self.content)
+        self.log.append(f"sync {len(self.durable)}")
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+
+class BlockCase(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.log: list[str] = []
+        self.upload = MemoryUpload(self.log)
+        self.hasher = hashlib.sha256()
+        self.off = ManualOff()
+        self.ledger_answer: Deferred[Any] = succeed(None)
+        self.checkpoints: list[int] = []
+
+    def writer(self, off: OffThread, offset: int = 0) -> BlockWriter:
+        def checkpoint(at: int) -> Deferred[Any]:
+            self.log.append(f"checkpoint {at}")
+            self.checkpoints.append(at)
+            return self.ledger_answer
+
+        return BlockWriter(
+            self.upload, [self.hasher], offset, off=off, clock=self.clock, checkpoint=checkpoint
+        )
+
+    def fill(self, writer: BlockWriter, count: int) -> None:
+        """Put ``count`` whole blocks, none of which has to wait."""
+        for _ in range(count):
+            now(writer.put(BLOCK_OF_BYTES))
+
+
+class BoundedTests(BlockCase):
+    """Memory is bounded, and writes are few and large."""
+
+    def test_depth(self) -> None:
+        """With `DEPTH` blocks under way `put` waits, until the oldest is written and hashed."""
+        writer = self.writer(self.off)
+        self.fill(writer, DEPTH - 1)
+        waiting = go_on(writer.put(BLOCK_OF_BYTES))
+        assert not waiting.called
+        self.off.release("write")
+        assert not waiting.called
+        self.off.release("_update")
+        now(waiting)
+        self.off.release_all()
+
+    def test_lanes(self) -> None:
+        """One write and one digest run side by side, never two of either."""
+        writer = self.writer(self.off)
+        self.fill(writer, DEPTH - 1)
+        assert sorted(self.off.names) == ["_update", "write"]
+        self.off.release("write")
+        assert sorted(self.off.names) == ["_update", "write"]
+        self.off.release_all()
+
+    def test_gathered(self) -> None:
+        """Small pieces are written together, one block at a time."""
+        writer = self.writer(sync)
+        for _ in range(1023):
+            now(writer.put(b"k" * 1024))
+        assert self.log == []
+        now(writer.put(b"k" * 1024))
+        assert self.log == [f"write {BLOCK}"]
+
+    def test_trickle(self) -> None:
+        """A sender that is slow has its bytes written and checkpointed every few seconds."""
+        writer = self.writer(sync)
+        now(writer.put(b"a"))
+        assert self.log == []
+        self.clock.advance(SYNC_SECONDS)
+        now(writer.put(b"b"))
+        assert self.log == ["write 2", "sync 2", "checkpoint 2"]
+        assert writer.durable == 2
+
+    @given(
+        st.lists(st.binary(min_size=1, max_size=40), max_size=30),
+        st.integers(0, 50),
+        st.integers(1, 60),
+        st.floats(0, 2),
+    )
+    def test_any_chunking(self, pieces: list[bytes], offset: int, block: int, pause: float) -> None:
+        """However the bytes are cut into pieces, content and digest are those of the whole."""
+        self.setUp()
+        set_attribute(self, blocks, "BLOCK", block)
+        prefix = bytes(offset)
+        self.upload.content[:] = prefix
+        self.hasher.update(prefix)
+        writer = self.writer(sync, offset)
+        for piece in pieces:
+            self.clock.advance(pause)
+            now(writer.put(piece))
+        whole = prefix + b"".join(pieces)
+        assert now(writer.sync()) == len(whole)
+        assert self.upload.durable == whole
+        assert self.hasher.digest() == hashlib.sha256(whole).digest()
+
+
+class DurableTests(BlockCase):
+    """Acknowledged is on disk."""
+
+    def test_order(self) -> None:
+        """A checkpoint names an offset only after its bytes were written, then synced."""
+        set_attribute(self, blocks, "SYNC_BYTES", 2 * BLOCK)
+        writer = self.writer(self.off)
+        self.fill(writer, 2)
+        self.off.release_all()
+        self.fill(writer, 1)
+        assert self.off.names == ["write", "_update", "sync"]
+        # This block is written while the sync is under way: the sync does not speak for it.
+        self.off.release("write")
+        assert self.checkpoints == []
+        self.off.release("sync")
+        assert self.checkpoints == [2 * BLOCK]
+        assert writer.durable == 2 * BLOCK
+        self.off.release_all()
+
+    def test_not_durable_before_the_ledger(self) -> None:
+        """Only the ledger's commit makes an offset durable."""
+        writer = self.writer(sync)
+        self.ledger_answer = Deferred()
+        self.clock.advance(SYNC_SECONDS)
+        now(writer.put(b"a"))
+        assert (self.checkpoints, writer.durable) == ([1], 0)
+        self.ledger_answer.callback(None)
+        assert writer.durable == 1
+
+    def test_every_so_many_bytes(self) -> None:
+        """A fast sender's offset moves every `SYNC_BYTES`."""
+        set_attribute(self, blocks, "SYNC_BYTES", 4 * BLOCK)
+        writer = self.writer(sync)
+        self.fill(writer, 9)
+        assert self.checkpoints == [4 * BLOCK, 8 * BLOCK]
+        assert SYNC_BYTES == 64 * 1024 * 1024
+
+    def test_sync_falls_behind(self) -> None:
+        """Writing stops when a sync is too far behind: dirty pages are bounded too."""
+        set_attribute(self, blocks, "SYNC_BYTES", BLOCK)
+        writer = self.writer(self.off)
+
+        def write(count: int) -> Deferred[None]:
+            done = go_on(writer.put(BLOCK_OF_BYTES))
+            for _ in range(count):
+                self.off.release("write")
+                self.off.release("_update")
+            return done
+
+        while "sync" not in self.off.names:
+            now(write(1))
+        now(write(1))
+        stuck = write(1)
+        assert not stuck.called
+        self.off.release("sync")
+        now(stuck)
+        self.off.release_all()
+
+    def test_hole(self) -> None:
+        """What lies behind a block that could not be written never counts as durable."""
+        set_attribute(self, blocks, "SYNC_BYTES", BLOCK)
+        broken = StorageFailed("EIO")
+        self.upload.failing = lambda what, count: broken if (what, count) == ("write", 2) else None
+        writer = self.writer(self.off)
+        error: Exception | None = None
+        for _ in range(6):
+            done = go_on(writer.put(BLOCK_OF_BYTES))
+            while not done.called:
+                self.off.release()
+            try:
+                now(done)
+            except StorageFailed as found:
+                error = found
+                break
+            self.off.release_all()
+        assert error is broken
+        settled = go_on(writer.settle())
+        self.off.release_all()
+        with pytest.raises(StorageFailed):
+            now(settled)
+        assert all(at <= BLOCK for at in self.checkpoints), self.checkpoints
+        assert self.upload.durable[BLOCK:] == b""
+
+
+class FailingTests(BlockCase):
+    """Errors are reported once, and nothing fails unheard."""
+
+    def test_sync_fails(self) -> None:
+        """After a failed sync the handle is not synced again, and no offset moves."""
+        self.upload.failing = lambda what, count: StorageFailed("EIO") if what == "sync" else None
+        writer = self.writer(sync)
+        self.clock.advance(SYNC_SECONDS)
+        now(writer.put(b"a"))
+        with pytest.raises(StorageFailed):
+            self.clock.advance(SYNC_SECONDS)
+            now(writer.put(b"b"))
+        now(writer.settle())
+        with pytest.raises(RuntimeError):
+            now(writer.sync())
+        assert self.upload.counts["sync"] == 1
+        assert (self.checkpoints, writer.durable) == ([], 0)
+        assert logged(self) == []
+
+    def test_last_sync_fails(self) -> None:
+        """The same for the sync at the end."""
+        self.upload.failing = lambda what, count: StorageFailed("EIO") if what == "sync" else None
+        writer = self.writer(sync)
+        now(writer.put(b"a"))
+        with pytest.raises(StorageFailed):
+            now(writer.sync())
+        with pytest.raises(RuntimeError):
+            now(writer.sync())
+        assert self.upload.counts["sync"] == 1
+
+    def test_settle_waits_for_all(self) -> None:
+        """When one block failed, `settle` still waits for the threads that hold the handle."""
+        writer = self.writer(self.off)
+        self.fill(writer, DEPTH - 1)
+        settled = go_on(writer.settle())
+        self.off.release("write", StorageFailed("EIO"))
+        assert not settled.called
+        self.off.release_all()
+        with pytest.raises(StorageFailed):
+            now(settled)
+        assert logged(self) == []
+
+    def test_settle_waits_for_the_sync(self) -> None:
+        """The handle is free only when a sync under way has returned."""
+        writer = self.writer(self.off)
+        self.clock.advance(SYNC_SECONDS)
+        now(writer.put(b"a"))
+        self.off.release_all()
+        self.clock.advance(SYNC_SECONDS)
+        now(writer.put(b"b"))
+        self.off.release("write")
+        self.off.release("_update")
+        settled = go_on(writer.settle())
+        assert self.off.names == ["sync"]
+        assert not settled.called
+        self.off.release_all()
+        now(settled)
+
+    def test_ledger_fails(self) -> None:
+        """A checkpoint that the ledger could not commit is an error, and no offset moves."""
+        self.ledger_answer = fail(LedgerFailed("disk full"))
+        writer = self.writer(sync)
+        self.clock.advance(SYNC_SECONDS)
+        now(writer.put(b"a"))
+        with pytest.raises(LedgerFailed):
+            now(writer.put(b"b" * BLOCK))
+        assert writer.durable == 0
+        assert logged(self) == []

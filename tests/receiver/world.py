@@ -1,0 +1,454 @@
+"""A receiver in memory: the real ledger and a real folder, on a clock that the test moves."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, ParamSpec, TypeVar
+from unittest.mock import patch
+
+import pytest
+from twisted.internet.defer import Deferred, execute, fail, succeed
+from twisted.internet.task import Clock
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+
+from backupd.errors import PeerFailed, UploadCut
+from backupd.interfaces import IFileSystem, OffThread, Upload
+from backupd.ledger.sql import SqlLedger
+from backupd.links import Links
+from backupd.receiver.admission import Admission
+from backupd.receiver.expiry import Expiry
+from backupd.receiver.intake import Intake
+from backupd.receiver.keeping import Keeper
+from backupd.receiver.queue import Queue
+from backupd.receiver.recovery import recover
+from backupd.receiver.transfer import Outcome
+from backupd.requests import BackupRequest, Live, VideoId, state_name
+from backupd.settings import Settings
+from backupd.storage.disk import DiskStorage
+from backupd.waiting import go_on
+
+__all__ = [
+    "DEAD",
+    "KIB",
+    "Answer",
+    "ManualOff",
+    "Offers",
+    "ScriptedSource",
+    "World",
+    "WorldCase",
+    "logged",
+    "now",
+    "set_attribute",
+    "sha256",
+    "sync",
+]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+KIB = 1024
+START = 1_800_000_000.0
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def sync(f: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
+    """Runs at once: no thread at all."""
+    done: Deferred[T] = execute(f, *args, **kwargs)
+    return done
+
+
+@dataclass(slots=True)
+class _Call:
+    run: Callable[[], Any]
+    name: str
+    done: Deferred[Any]
+
+
+class ManualOff:
+    """Threads that the test drives: what was handed over runs when the test says so."""
+
+    def __init__(self) -> None:
+        self.waiting: list[_Call] = []
+
+    def __call__(self, f: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
+        done: Deferred[T] = Deferred()
+        name = getattr(f, "__name__", type(f).__name__)
+        self.waiting.append(_Call(lambda: f(*args, **kwargs), name, done))
+        return done
+
+    @property
+    def names(self) -> list[str]:
+        """What waits, by the name of its function."""
+        return [call.name for call in self.waiting]
+
+    def release(self, name: str | None = None, error: Exception | None = None) -> None:
+        """Run the first call that waits, or the first of this name; or let it fail."""
+        found = next(call for call in self.waiting if name in (None, call.name))
+        self.waiting.remove(found)
+        if error is not None:
+            found.done.errback(Failure(error))
+            return
+        try:
+            result = found.run()
+        except Exception:
+            found.done.errback(Failure())
+        else:
+            found.done.callback(result)
+
+    def release_all(self) -> None:
+        """Run whatever waits, and what follows from it."""
+        while self.waiting:
+            self.release()
+
+
+class ScriptedSource:
+    """A body that the test writes: pieces, its end, a cut, or an error."""
+
+    def __init__(self, clock: Clock, pieces: Iterable[bytes | Exception] = ()) -> None:
+        self._clock = clock
+        self._script: list[bytes | Exception] = list(pieces)
+        self._reader: Deferred[bytes] | None = None
+        self._since = clock.seconds()
+        self.reads = 0
+        self.aborted = False
+
+    def read(self) -> Deferred[bytes]:
+        self.reads += 1
+        if self._script:
+            piece = self._script[0]
+            if isinstance(piece, Exception):
+                return fail(piece)
+            if piece:
+                self._script.pop(0)
+            return succeed(piece)
+        self._since = self._clock.seconds()
+        reader = self._reader = Deferred()
+        return reader
+
+    def give(self, *pieces: bytes | Exception) -> None:
+        """More comes in: pieces, ``b""`` for the end, or an error."""
+        self._script.extend(pieces)
+        self._wake()
+
+    def end(self) -> None:
+        """The body is over."""
+        self.give(b"")
+
+    def cut(self) -> None:
+        """The connection breaks."""
+        self.give(UploadCut("The connection was lost."))
+
+    def abort(self) -> None:
+        self.aborted = True
+        if b"" not in self._script:
+            self._script = [UploadCut("The connection was closed.")]
+            self._wake()
+
+    def silent_for(self) -> float:
+        return self._clock.seconds() - self._since if self._reader is not None else 0.0
+
+    def _wake(self) -> None:
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            self.read().chainDeferred(reader)
+
+
+@dataclass
+class Answer:
+    """What a sender says to an offer (`backupd.receiver.queue.OfferAnswer`)."""
+
+    status: int
+    retry_after: float | None = None
+
+
+@dataclass
+class _Sent:
+    link: str
+    body: bytes
+    headers: dict[str, str]
+    at: float
+    answer: Deferred[Answer]
+
+
+class Offers:
+    """The other servers: each link has an answer ready, or lets the offer wait."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self.answers: dict[str, Answer | Exception | None] = {}
+        """By the beginning of the link; None lets the offer wait. 202 unless said."""
+        self.sent: list[_Sent] = []
+
+    async def __call__(self, link: str, body: bytes, headers: dict[str, str]) -> Answer:
+        sent = _Sent(link, body, headers, self._clock.seconds(), Deferred())
+        self.sent.append(sent)
+        found: Answer | Exception | None = Answer(202)
+        for beginning, answer in self.answers.items():
+            if link.startswith(beginning):
+                found = answer
+        if isinstance(found, Exception):
+            raise found
+        return found if found is not None else await sent.answer
+
+    def to(self, origin: str) -> list[_Sent]:
+        """The offers that went to an origin."""
+        return [sent for sent in self.sent if sent.link.startswith(origin + "/")]
+
+    @property
+    def waiting(self) -> list[_Sent]:
+        """The offers whose answer is still out."""
+        return [sent for sent in self.sent if not sent.answer.called]
+
+
+class _Numbers:
+    """Ids that tell what they are: ``id-1``, ``id-2`` …"""
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+        self._last = 0
+
+    def __call__(self) -> str:
+        self._last += 1
+        return f"{self._prefix}-{self._last:04}"
+
+
+@dataclass
+class World:
+    """One receiver. Its parts are joined as in `backupd.service`, but for the loop."""
+
+    root: str
+    clock: Clock
+    settings: Settings
+    off: OffThread = sync
+    ledger_off: OffThread = sync
+    fs: IFileSystem | None = None
+    ledger_url: str = "sqlite://"
+    numbers: str = ""
+    nudges: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        self.storage = DiskStorage(self.root, **({"fs": self.fs} if self.fs else {}))
+        self.storage.prepare()
+        self.ledger = SqlLedger(
+            self.ledger_url, write_off=self.ledger_off, read_off=self.ledger_off
+        )
+        self.ledger.open()
+        self.offers = Offers(self.clock)
+        new_id = _Numbers(f"id{self.numbers}")
+        self.admission = Admission(
+            ledger=self.ledger,
+            storage=self.storage,
+            settings=self.settings,
+            clock=self.clock,
+            new_id=new_id,
+            new_capability=_Numbers(f"capability{self.numbers}"),
+            ledger_room=lambda: 2**60,
+        )
+        self.queue: Queue
+        self.intake = Intake(
+            ledger=self.ledger,
+            storage=self.storage,
+            queue=lambda: self.queue,
+            clock=self.clock,
+            off=self.off,
+            settings=self.settings,
+            new_id=new_id,
+        )
+        self.queue = Queue(
+            ledger=self.ledger,
+            offer=self.offers,
+            links=Links("http://localhost:3000"),
+            clock=self.clock,
+            settings=self.settings,
+            backoff=lambda attempt: min(300.0, 5.0 * 2.0 ** (attempt - 1)),
+            end=lambda request_id, step: go_on(self.intake.end(request_id, step)),
+            nudge=self.nudge,
+        )
+        self.keeper = Keeper(
+            ledger=self.ledger,
+            storage=self.storage,
+            intake=self.intake,
+            clock=self.clock,
+            off=self.off,
+            settings=self.settings,
+            new_id=new_id,
+        )
+        self.expiry = Expiry(
+            ledger=self.ledger,
+            intake=self.intake,
+            keeper=self.keeper,
+            clock=self.clock,
+            settings=self.settings,
+        )
+        self.ledger.watch(self.queue.observe)
+
+    def nudge(self) -> None:
+        self.nudges += 1
+
+    # -- what a test does with it -----------------------------------------------------------------
+
+    def admit(self, video: VideoId = 2, *, peer: str = "http://b:1", **more: Any) -> Live:
+        """A request that was said yes to."""
+        size = more.pop("size", 1024 * KIB)
+        callback = more.pop("callback", f"{peer}/ready/{video}")
+        decision = now(
+            self.admission.ask(
+                peer=peer,
+                origin=more.pop("origin", peer),
+                video=video,
+                size=size,
+                callback=callback,
+                **more,
+            )
+        )
+        assert decision.request is not None, decision.message
+        request: Live = decision.request
+        return request
+
+    def tick(self) -> None:
+        """What the loop does, with all that follows at once."""
+        now(self.queue.tick())
+
+    def sweep(self) -> None:
+        """What the loop does about time."""
+        now(self.expiry.sweep())
+
+    def offered(self, video: VideoId = 2, **more: Any) -> str:
+        """The id of a request whose turn it is."""
+        request_id = self.admit(video, **more).ask.request_id
+        self.tick()
+        assert self.state(request_id) == "OFFERED"
+        return request_id
+
+    def request(self, request_id: str) -> BackupRequest:
+        found: BackupRequest = now(self.ledger.request(request_id))
+        return found
+
+    def state(self, request_id: str) -> str:
+        return state_name(self.request(request_id))
+
+    def uploads(self, request_id: str | None = None) -> list[Upload]:
+        found: list[Upload] = now(self.ledger.uploads(request_id))
+        return found
+
+    def source(self, *pieces: bytes | Exception) -> ScriptedSource:
+        return ScriptedSource(self.clock, pieces)
+
+    def receive(
+        self, request_id: str, source: ScriptedSource, length: int | None = None, **more: Any
+    ) -> Deferred[Outcome | Upload]:
+        return go_on(self.intake.receive(request_id, source, length=length, **more))
+
+    def send(self, request_id: str, data: bytes, **more: Any) -> Outcome | Upload:
+        """Every byte, in one piece, with its length."""
+        more.setdefault("length", len(data))
+        result: Outcome | Upload = now(self.receive(request_id, self.source(data, b""), **more))
+        return result
+
+    def restart(self, **changed: Any) -> World:
+        """The process is gone; another one on the same ledger and folder, recovered."""
+        again: dict[str, Any] = {
+            "root": self.root,
+            "clock": self.clock,
+            "settings": self.settings,
+            "ledger_url": self.ledger_url,
+            "numbers": f"{self.numbers}x",
+        }
+        world = World(**(again | changed))
+        world.recover()
+        return world
+
+    def recover(self) -> None:
+        now(
+            recover(
+                ledger=self.ledger,
+                storage=self.storage,
+                keeper=self.keeper,
+                off=self.off,
+                clock=self.clock,
+            )
+        )
+        for request in now(self.ledger.all_live()):
+            self.queue.observe(request)
+
+    # -- what must always hold --------------------------------------------------------------------
+
+    def on_disk(self) -> dict[str, int]:
+        """Unfinished uploads, and the bytes that the volume counts as used by each."""
+        return self.storage.uploads()
+
+    def check_accounts(self) -> None:
+        """Ledger and volume agree on what is promised and what is used."""
+        known = {upload.upload_id: upload for upload in self.uploads()}
+        assert set(self.on_disk()) == set(known), (self.on_disk(), known)
+        for upload_id, used in self.on_disk().items():
+            assert used >= known[upload_id].allocated, (upload_id, used, known[upload_id])
+            assert used <= known[upload_id].allocated + 64 * KIB
+        promised = 0
+        for request in now(self.ledger.all_live()):
+            mine = [one for one in known.values() if one.request_id == request.ask.request_id]
+            promised += max(0, request.ask.size - sum(one.allocated for one in mine))
+        totals = now(self.ledger.totals())
+        assert totals.promised == promised, (totals, promised)
+
+
+def now(work: Any) -> Any:
+    """The result of work that needs nothing more to happen; raises what it raises."""
+    done = work if isinstance(work, Deferred) else go_on(work)
+    results: list[Any] = []
+    done.addBoth(results.append)
+    assert results, "it still waits for something"
+    if isinstance(results[0], Failure):
+        results[0].raiseException()
+    return results[0]
+
+
+def set_attribute(case: SynchronousTestCase, owner: Any, name: str, value: Any) -> None:
+    """Set something for the length of a test."""
+    patcher = patch.object(owner, name, value)
+    patcher.start()
+    case.addCleanup(patcher.stop)
+
+
+def logged(case: SynchronousTestCase) -> list[Any]:
+    """The failures that were logged, also those that nobody handled."""
+    found: list[Any] = case.flushLoggedErrors()
+    return found
+
+
+class WorldCase(SynchronousTestCase):
+    """A test with a receiver in a folder of its own."""
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.clock.advance(START)
+        # In memory where there is such a folder: nothing here is about a real power cut.
+        shared = "/dev/shm"  # noqa: S108
+        self.folder = tempfile.mkdtemp(dir=shared if os.path.isdir(shared) else None)
+        self.addCleanup(shutil.rmtree, self.folder)
+        self.world = self.make()
+
+    def make(self, settings: dict[str, Any] | None = None, **more: Any) -> World:
+        """A receiver on this test's clock and folder."""
+        root = more.pop("root", os.path.join(self.folder, "root"))
+        told = Settings(**({"root": root, "reserved_space": 0} | (settings or {})))
+        return World(root=root, clock=self.clock, settings=told, **more)
+
+    def raises(self, kind: type[BaseException], work: Any) -> Any:
+        """``work`` has failed so; the error."""
+        with pytest.raises(kind) as caught:
+            now(work)
+        return caught.value
+
+
+DEAD = PeerFailed("The connection was refused.")
+"""What an offer to a server that is down comes to."""
