@@ -16,7 +16,6 @@ from typing import Any
 import click
 from rich.markup import escape
 from rich.progress import Progress, TaskID
-from rich.table import Table
 
 from backupd.control import Api, ApiFailed, find_token, part, resolve
 from backupd.doctor import examine
@@ -35,6 +34,7 @@ from backupd.terminal import (
     progress_bar,
     short,
     show,
+    table_of,
 )
 
 __all__ = ["main"]
@@ -119,7 +119,7 @@ def list_(api: Api, peer: str | None, video_id: str | None, as_json: bool) -> No
     if not backups:
         console.print("No backups are kept here yet.")
         return
-    table = Table("backup", "video", "file", "size", "stored", "verified", "peer")
+    table = table_of("backup", "video", "file", "size", "stored", "verified", "peer")
     for backup in backups:
         verified = backup["verifiedAt"] or "never"
         table.add_row(
@@ -163,7 +163,7 @@ def queue(api: Api, as_json: bool) -> None:
     if not requests and not entries:
         console.print("Nothing waits, and nothing is in progress.")
     if requests:
-        table = Table("request", "video", "state", "place", "received", "peer", "last error")
+        table = table_of("request", "video", "state", "place", "received", "peer", "last error")
         for one in requests:
             table.add_row(
                 one["requestId"],
@@ -177,7 +177,7 @@ def queue(api: Api, as_json: bool) -> None:
         table.title = "Kept for others"
         print_table(table)
     if entries:
-        table = Table("entry", "video", "file", "state", "sent", "to", "last error")
+        table = table_of("entry", "video", "file", "state", "sent", "to", "last error")
         for one in entries:
             table.add_row(
                 one["entryId"],

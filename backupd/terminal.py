@@ -14,10 +14,12 @@ from rich.progress import (
     BarColumn,
     DownloadColumn,
     Progress,
+    Task,
     TextColumn,
     TransferSpeedColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from backupd.control import Api, part
 from backupd.errors import BackupdError
@@ -35,6 +37,7 @@ __all__ = [
     "progress_bar",
     "short",
     "show",
+    "table_of",
 ]
 
 POLL = 0.3
@@ -70,13 +73,21 @@ def show(data: Any) -> None:
     click.echo(json.dumps(data, indent=2, ensure_ascii=False))
 
 
+class _Speed(TransferSpeedColumn):
+    """Nothing, rather than a question mark, while no speed is known."""
+
+    def render(self, task: Task) -> Text:
+        known = task.finished_speed or task.speed
+        return super().render(task) if known else Text("")
+
+
 def progress_bar(*, transient: bool = False) -> Progress:
     """A bar with its words, bytes and speed."""
     return Progress(
         TextColumn("{task.fields[name]}", markup=False),
         BarColumn(bar_width=None),
         DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
+        _Speed(),
         TextColumn("{task.description}", markup=False),
         console=console,
         transient=transient,
@@ -165,6 +176,15 @@ def conclude(entry: Any) -> None:
 
 def moment(timestamp: str) -> str:
     return timestamp[:16].replace("T", " ")
+
+
+def table_of(identifier: str, *columns: str) -> Table:
+    """A table whose first column is an id that can be copied whole, however narrow it is."""
+    table = Table()
+    table.add_column(identifier, no_wrap=True)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
 
 
 def print_table(table: Table) -> None:

@@ -47,7 +47,7 @@ from backupd.requests import (
     video_key,
 )
 
-__all__ = ["RequestTable", "Sums"]
+__all__ = ["KEPT_TURNS", "RequestTable", "Sums"]
 
 _r, _l, _u = requests.c, lines.c, uploads.c
 # These repeat the conditions of the partial indexes, or the indexes are not used.
@@ -55,6 +55,9 @@ _LIVE = text("ended_at IS NULL")
 _PENDING = text("state = 'PENDING'")
 _ACTIVE = text("state IN ('OFFERED', 'RECEIVING')")
 _STORING = text("state = 'STORING'")
+
+KEPT_TURNS = 1000
+"""Empty lines are forgotten once so many turns were given after their last."""
 
 _ANSWERING = {"failures": 0, "resting_until": 0.0}
 
@@ -113,8 +116,13 @@ _upsert_upload = (
         allocated=bindparam("allocated"),
         sha256=bindparam("sha256"),
         changed_at=bindparam("changed_at"),
+        file_name=bindparam("file_name"),
+        content_type=bindparam("content_type"),
     )
 )
+
+
+_CHANGING = ("length", "offset", "allocated", "sha256", "changed_at", "file_name", "content_type")
 
 
 class RequestTable:
@@ -278,9 +286,7 @@ class RequestTable:
 
     def _put_upload(self, connection: Connection, upload: Upload) -> None:
         values = rows.upload_row(upload)
-        changed = {
-            name: values[name] for name in ("length", "offset", "allocated", "sha256", "changed_at")
-        }
+        changed = {name: values[name] for name in _CHANGING}
         keys = {"id": upload.upload_id, "at_least": upload.offset}
         if connection.execute(_upsert_upload, changed | keys).rowcount:
             return
@@ -296,7 +302,11 @@ class RequestTable:
 
     def purge(self, connection: Connection, before: float, limit: int) -> int:
         old = select(_r.seq).where(_r.ended_at < before).limit(limit)
-        connection.execute(delete(lines).where(_l.ready_at.is_(None), _l.resting_until < before))
+        # A line that was served lately keeps its place behind those that were not.
+        idle = _l.last_turn <= self.sums.turn - KEPT_TURNS
+        connection.execute(
+            delete(lines).where(_l.ready_at.is_(None), _l.resting_until < before, idle)
+        )
         return connection.execute(delete(requests).where(_r.seq.in_(old))).rowcount
 
     # -- queries ----------------------------------------------------------------------------------

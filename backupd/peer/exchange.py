@@ -66,7 +66,7 @@ _INTERIM = re.compile(rb"HTTP/1\.[01] 1[0-9][0-9][ \r\n]")
 def parse(data: bytes, *, closed: bool) -> Reply | None:
     """The answer in ``data``, None while it is not whole.
 
-    Once the connection is ``closed``, what there is of the body will do. Raises
+    Once the connection is ``closed``, what there is of a refusal's body will do. Raises
     `http.client.HTTPException` or `ValueError` for what is no HTTP.
     """
     while _INTERIM.match(data) and b"\r\n\r\n" in data:
@@ -81,7 +81,7 @@ def parse(data: bytes, *, closed: bool) -> Reply | None:
     try:
         body = response.read()
     except IncompleteRead as error:
-        if not closed:
+        if not closed or response.status < 300:
             return None
         body = error.partial
     if until_closed and not closed:

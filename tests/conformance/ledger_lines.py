@@ -140,6 +140,17 @@ class LineTests(LedgerCase):
         self.admit("3", peer="b", origin="http://localhost:3999")
         assert next(iter(self.lines())) == "a"
 
+    def test_a_purge_gives_no_turn(self) -> None:
+        """A peer that has had its turn stays behind those that wait, though its line was empty."""
+        self.admit("1", peer="a")
+        self.change("1", to_offered)
+        self.admit("2", peer="b")
+        self.change("2", to_offered)
+        self.admit("3", peer="a")
+        result_of(self.ledger.purge(before=NOW + 1, limit=9))
+        self.admit("4", peer="b")
+        assert [*self.lines()] == ["a", "b"]
+
     def test_failing_lines_come_apart(self) -> None:
         """Lines that fail come after those that answer, longest ready first, each with its
         own limit; one offer taken ends the failing.

@@ -19,6 +19,7 @@ from tests.integration.daemons import (
     clean_environment,
     exchange,
     run,
+    wait_until,
 )
 from tests.integration.plain import LINK, PlainSender, octets
 
@@ -332,6 +333,13 @@ def test_wrong_bytes_five_times_is_the_end(
     is_problem(call("POST", send, BYTES, octets), 410)
 
 
+def under_way(receiver: Daemon, video: object) -> int:
+    """Bytes of this video that have arrived."""
+    found = receiver.call("GET", "/api/v1/backup/requests?state=live&limit=1000").json["requests"]
+    received: int = next(one for one in found if one["videoId"] == video)["receivedBytes"]
+    return received
+
+
 def test_a_cut_connection_keeps_what_arrived(
     receiver: Daemon, sender: PlainSender, video: int
 ) -> None:
@@ -339,15 +347,10 @@ def test_a_cut_connection_keeps_what_arrived(
     with socket.create_connection(("127.0.0.1", receiver.port), 10) as connection:
         connection.sendall(head(receiver, "PUT", send, f"Content-Length: {len(BYTES)}"))
         connection.sendall(BYTES[:3000])
-        status = f"{RECEIVE.replace('receive-backup', 'requests')}?limit=1000"
-        while True:
-            found = receiver.call("GET", status).json["requests"]
-            if [one for one in found if one["videoId"] == video][0]["receivedBytes"] == 3000:
-                break
-    problem = None
-    while problem is None or problem["receivedBytes"] != 3000:
-        answer = call("POST", complete, {"videoId": video, "success": True})
-        problem = is_problem(answer, 409)
+        wait_until(lambda: under_way(receiver, video) == 3000, "3000 bytes have arrived")
+    wait_until(lambda: call("HEAD", send).headers["Upload-Offset"] == "3000", "they are durable")
+    problem = is_problem(call("POST", complete, {"videoId": video, "success": True}), 409)
+    assert problem["receivedBytes"] == 3000
     standing = call("HEAD", send).headers
     assert (standing["Upload-Offset"], standing["Upload-Length"]) == ("3000", str(len(BYTES)))
     assert standing["Tus-Resumable"] == "1.0.0"
@@ -402,7 +405,7 @@ def refused_while_sending(receiver: Daemon, request: bytes, body: bytes) -> Answ
 def test_a_refusal_reaches_a_client_that_goes_on_sending(
     receiver: Daemon, sender: PlainSender, video: int, tmp_path: Path
 ) -> None:
-    send, complete = sender.turn(receiver.url, video, len(BYTES))
+    send, _ = sender.turn(receiver.url, video, len(BYTES))
     gone, give_up = sender.turn(receiver.url, f"gone {video}", len(BYTES))
     assert call("POST", give_up, {"videoId": f"gone {video}", "success": False}).status == 200
     kept = sender.back_up(receiver.url, f"kept {video}", BYTES)

@@ -248,8 +248,8 @@ class FailingTests(BlockCase):
         writer = self.writer(sync)
         self.clock.advance(SYNC_SECONDS)
         now(writer.put(b"a"))
+        self.clock.advance(SYNC_SECONDS)
         with pytest.raises(StorageFailed):
-            self.clock.advance(SYNC_SECONDS)
             now(writer.put(b"b"))
         now(writer.settle())
         with pytest.raises(RuntimeError):
