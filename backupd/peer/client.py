@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from http.cookiejar import DefaultCookiePolicy
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 from urllib.parse import quote
 
 from treq.client import HTTPClient
@@ -22,7 +22,7 @@ from twisted.internet import defer
 from twisted.internet import error as network
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.endpoints import HostnameEndpoint, connectProtocol, wrapClientTLS
-from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
+from twisted.internet.interfaces import IConsumer, IReactorTime, IStreamClientEndpoint
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from twisted.web.client import (
@@ -65,7 +65,6 @@ STORING = 120.0
 NEVER_MIND = frozenset({409, 410})
 """What a HEAD on an upload link may be refused with; anything else means "not known here"."""
 
-T = TypeVar("T")
 Connect = Callable[[Place], IStreamClientEndpoint]
 
 
@@ -157,8 +156,6 @@ class PeerClient:
         exchange = Exchange(head, body, self._clock, place.origin)
         try:
             await connectProtocol(self._connect(place), exchange)
-        except CancelledError:
-            raise
         except Exception as error:
             raise _failed(place, error) from error
         reply = await exchange.replied
@@ -200,14 +197,23 @@ class PeerClient:
             )
             return response, await _collect(response)
 
+        going, late = go_on(exchange()), False
+
+        def give_up() -> None:
+            nonlocal late
+            late = True
+            going.cancel()
+
+        limiter = self._clock.callLater(limit, give_up)
         try:
-            response, content = await _within(limit, self._clock, exchange())
-        except CancelledError:
-            raise
-        except defer.TimeoutError as error:
-            raise PeerFailed(f"{place.origin} did not answer within {limit:.0f} s.") from error
+            response, content = await going
         except Exception as error:
+            if late:
+                raise PeerFailed(f"{place.origin} did not answer within {limit:.0f} s.") from error
             raise _failed(place, error) from error
+        finally:
+            if limiter.active():
+                limiter.cancel()
         told = response.headers
         return self._answer(
             response.code,
@@ -295,14 +301,14 @@ def _refusal(url: str, answer: Answer) -> PeerRefused:
     return PeerRefused(why, answer.status, answer.body, after)
 
 
-def _failed(place: Place, error: BaseException) -> PeerFailed:
-    """A sentence for what the network did."""
+def _failed(place: Place, error: BaseException) -> PeerFailed | CancelledError:
+    """A sentence for what the network did; a cancellation stays one."""
     origin = place.origin
     wrappers = (ResponseFailed, ResponseNeverReceived, RequestTransmissionFailed)
     while isinstance(error, wrappers) and error.reasons:
         error = error.reasons[-1].value
     match error:
-        case PeerFailed():
+        case PeerFailed() | CancelledError():
             return error
         case network.ConnectionRefusedError():
             why = f"{origin} refused the connection."
@@ -318,13 +324,6 @@ def _failed(place: Place, error: BaseException) -> PeerFailed:
             # Its text may quote the link.
             why = f"The exchange with {origin} failed ({type(error).__name__})."
     return PeerFailed(why)
-
-
-def _within(
-    seconds: float, clock: IReactorTime, work: Coroutine[Deferred[Any], Any, T]
-) -> Deferred[T]:
-    """Cancels ``work`` and fails with `defer.TimeoutError` when it takes longer."""
-    return go_on(work).addTimeout(seconds, clock)
 
 
 class _Collector(Protocol):
@@ -386,10 +385,28 @@ class _Plain:
         return response
 
 
+@implementer(IBodyProducer)
+class _Whole:
+    """A small body, written at once: Twisted's own needs the global reactor's turns."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self.length = len(data)
+
+    def startProducing(self, consumer: IConsumer) -> Deferred[None]:  # noqa: N802
+        consumer.write(self._data)
+        return defer.succeed(None)
+
+    def pauseProducing(self) -> None:  # noqa: N802
+        """It is too late."""
+
+    resumeProducing = stopProducing = pauseProducing  # noqa: N815
+
+
 def make_http(agent: IAgent) -> HTTPClient:
     """A client that keeps no cookies and decodes nothing."""
     nothing = DefaultCookiePolicy(allowed_domains=[])
-    return HTTPClient(_Plain(agent), IndexableCookieJar(nothing))
+    return HTTPClient(_Plain(agent), IndexableCookieJar(nothing), _Whole)
 
 
 @implementer(IStreamClientEndpoint)

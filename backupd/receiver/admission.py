@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
@@ -61,19 +61,16 @@ class Admission:
         self._ledger_room = ledger_room
         self.draining = False
 
-    def _room(self, promised: int, growth: int) -> Room:
-        """Look at the volume; runs in the ledger's thread, under its lock."""
+    def _obstacle(self, size: int, growth: int, spare: int) -> str | None:
+        """Why ``growth`` more bytes, ``size`` in all, cannot be promised out of ``spare``."""
         floor = self._settings.reserved_space
-        available = max(0, self._storage.free() - floor - promised)
         if growth <= 0:
-            return Room(available=available)
-        if growth > self._storage.capacity() - floor:
-            return Room(available=available, reason="too-large")
+            return None
+        if size > self._storage.capacity() - floor:
+            return "too-large"
         if self._ledger_room() < floor:
-            return Room(available=available, reason=NO_LEDGER_ROOM)
-        if growth > available:
-            return Room(available=available, reason="insufficient-space")
-        return Room(available=available)
+            return NO_LEDGER_ROOM
+        return "insufficient-space" if growth > spare else None
 
     async def ask(
         self,
@@ -103,15 +100,20 @@ class Admission:
             sha256=sha256,
         )
         draining = self.draining
+        left = 0
 
         def room(promised: int, growth: int) -> Room:
-            found = self._room(promised, growth)
-            return replace(found, reason="draining") if draining else found
+            """Look at the volume; runs in the ledger's thread, under its lock."""
+            nonlocal left
+            spare = self._storage.free() - self._settings.reserved_space - promised
+            left = max(0, spare - growth)
+            reason = "draining" if draining else self._obstacle(size, growth, spare)
+            return Room(available=max(0, spare), reason=reason)
 
         request, found = await self._ledger.admit(
             ask, room, now=now, max_pending=self._settings.max_pending
         )
-        decision = self._decide(ask, request, found)
+        decision = self._decide(ask, request, found, left)
         self._log.info(
             "request {request_id} {verdict}: video {video} of {peer}, {size} bytes, "
             "{available} bytes left",
@@ -124,10 +126,8 @@ class Admission:
         )
         return decision
 
-    def _decide(self, ask: Ask, request: Live | None, found: Room) -> Decision:
+    def _decide(self, ask: Ask, request: Live | None, found: Room, left: int) -> Decision:
         if request is not None:
-            new = request.ask.request_id == ask.request_id
-            left = max(0, found.available - ask.size) if new else found.available
             return Decision(request=request, available=left, message="Server A can accept backup")
         needs, has = format_size(ask.size), format_size(found.available)
         match found.reason:

@@ -187,6 +187,8 @@ class Transfer:
                     )
                 await writer.put(piece)
                 self.received = writer.offset
+            if writer.offset == 0:
+                raise Invalid("body", "is empty; a video has at least one byte")
         except UploadCut as cut:
             self.ending = True
             await self._keep(writer, hasher)

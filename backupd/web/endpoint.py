@@ -26,7 +26,16 @@ from backupd.waiting import shielded
 from backupd.web import messages
 from backupd.web.site import StreamingRequest
 
-__all__ = ["Answer", "Call", "Who", "endpoint", "error_handlers", "page_arguments", "problem"]
+__all__ = [
+    "Answer",
+    "Api",
+    "Call",
+    "Operation",
+    "Who",
+    "error_handlers",
+    "page_arguments",
+    "problem",
+]
 
 _log = Logger()
 
@@ -86,64 +95,97 @@ class Call:
 Handler = Callable[..., Awaitable[Answer]]
 
 
-def endpoint(
-    app: Klein,
-    service: BackupService,
-    method: str,
-    url: str,
-    *,
-    who: Who,
-    takes: type[Any] | None = None,
-    unbreakable: bool = False,
-) -> Callable[[Handler], Handler]:
-    """Serve ``method url`` by an async handler ``(call, [message], **parts of the url)``.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operation:
+    """One method of one path, as the OpenAPI document tells it."""
 
-    ``unbreakable`` handlers go on to their end when the client leaves.
-    """
-
-    def decorate(handler: Handler) -> Handler:
-        async def serve(request: StreamingRequest, **parts: Any) -> bytes:
-            authorise(service, request, who)
-            arguments: list[Any] = [Call(_query(request))]
-            if takes is not None:
-                arguments.append(await read_message(request, takes))
-            if unbreakable:
-                return write(request, await shielded(_as_coroutine(handler, arguments, parts)))
-            return write(request, await handler(*arguments, **parts))
-
-        route(app, service, method, url, serve)
-        return handler
-
-    return decorate
+    method: str
+    url: str
+    who: Who
+    says: str
+    takes: type[Any] | str | None
+    gives: type[Any] | str | None
 
 
-async def _as_coroutine(handler: Handler, arguments: list[Any], parts: dict[str, Any]) -> Answer:
-    return await handler(*arguments, **parts)
+class Api:
+    """Every route, each registered with Klein and noted for the OpenAPI document."""
+
+    def __init__(self, service: BackupService) -> None:
+        self.service = service
+        self.app = Klein()
+        self.app.url_map.strict_slashes = False
+        self.app.url_map.merge_slashes = False
+        self.operations: list[Operation] = []
+
+    def endpoint(
+        self,
+        method: str,
+        url: str,
+        *,
+        who: Who,
+        says: str,
+        takes: type[Any] | None = None,
+        gives: type[Any] | None = None,
+        unbreakable: bool = False,
+    ) -> Callable[[Handler], Handler]:
+        """Serve ``method url`` by an async handler ``(call, [message], **parts of the url)``.
+
+        ``unbreakable`` handlers go on to their end when the client leaves. ``says`` is the
+        operation in a sentence, ``takes`` and ``gives`` are its messages.
+        """
+
+        def decorate(handler: Handler) -> Handler:
+            async def serve(request: StreamingRequest, **parts: Any) -> bytes:
+                arguments: list[Any] = [Call(_query(request))]
+                if takes is not None:
+                    arguments.append(await read_message(request, takes))
+                answer = handler(*arguments, **parts)
+                return write(request, await (shielded(_run(answer)) if unbreakable else answer))
+
+            self.route(method, url, serve, who=who, says=says, takes=takes, gives=gives)
+            return handler
+
+        return decorate
+
+    def route(
+        self,
+        method: str,
+        url: str,
+        serve: Callable[..., Awaitable[bytes]],
+        *,
+        who: Who,
+        says: str,
+        takes: type[Any] | str | None = None,
+        gives: type[Any] | str | None = None,
+    ) -> None:
+        """Serve ``method url`` by a handler that sees the request; its errors become problems.
+
+        ``takes`` and ``gives`` are messages, or media types.
+        """
+
+        def handle(request: StreamingRequest, **parts: Any) -> Deferred[bytes]:
+            return Deferred.fromCoroutine(_guarded(self.service, who, serve, request, parts))
+
+        handle.__name__ = f"{method} {url}"
+        self.app.route(url, methods=[method])(handle)
+        self.operations.append(
+            Operation(method=method, url=url, who=who, says=says, takes=takes, gives=gives)
+        )
 
 
-def route(
-    app: Klein,
-    service: BackupService,
-    method: str,
-    url: str,
-    serve: Callable[..., Awaitable[bytes]],
-) -> None:
-    """Register a handler that sees the request, and turns its errors into problems."""
-
-    def handle(request: StreamingRequest, **parts: Any) -> Deferred[bytes]:
-        return Deferred.fromCoroutine(_guarded(service, serve, request, parts))
-
-    handle.__name__ = f"{method} {url}"
-    app.route(url, methods=[method])(handle)
+async def _run(answer: Awaitable[Answer]) -> Answer:
+    return await answer
 
 
 async def _guarded(
     service: BackupService,
+    who: Who,
     serve: Callable[..., Awaitable[bytes]],
     request: StreamingRequest,
     parts: dict[str, Any],
 ) -> bytes:
     try:
+        authorise(service, request, who)
         return await serve(request, **parts)
     except CancelledError:
         raise

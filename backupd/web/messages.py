@@ -24,9 +24,14 @@ __all__ = [
     "CanAcceptAnswer",
     "Complete",
     "Completed",
+    "DamagedView",
     "EntryList",
     "EntryView",
+    "Health",
     "Notice",
+    "Problem",
+    "Readiness",
+    "Rebuilt",
     "Received",
     "RequestList",
     "RequestView",
@@ -44,12 +49,18 @@ MAX_DEPTH = 16
 
 T = TypeVar("T")
 
+# Python's "$" also matches before a last newline, other dialects' does not: "(?!\n)" means the
+# end to all of them, and these patterns go into the OpenAPI document as they stand.
+_TEXT = r"^[^\x00-\x1f\x7f-\x9f]*$(?!\n)"
+_HEX = r"^[0-9a-fA-F]{64}$(?!\n)"
+_ASCII = r"^[\x20-\x7e]*$(?!\n)"
+
 VideoIdField = (
     Annotated[int, Meta(ge=0, le=2**53 - 1)]
-    | Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
+    | Annotated[str, Meta(min_length=1, max_length=128, pattern=_TEXT)]
 )
-Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-fA-F]{64}$")]
-MediaType = Annotated[str, Meta(max_length=255, pattern=r"^[\x20-\x7e]*$")]
+Sha256 = Annotated[str, Meta(pattern=_HEX)]
+MediaType = Annotated[str, Meta(max_length=255, pattern=_ASCII)]
 Name = Annotated[str, Meta(max_length=4096)]
 Link = Annotated[str, Meta(max_length=2048)]
 
@@ -240,6 +251,49 @@ class Accepted(Said):
     entry: EntryView
 
 
+class Health(_Message):
+    """It answers."""
+
+    status: str
+
+
+class Readiness(_Message):
+    """Whether new work is taken, and how much there could be."""
+
+    status: str
+    available_space: str
+    available_bytes: int
+    pending: int
+    in_progress: int
+
+
+class DamagedView(_Message):
+    """Something under the root that is no whole backup."""
+
+    path: str
+    why: str
+
+
+class Rebuilt(_Message):
+    """What lies under the root; ``more_damaged`` counts what is left out of ``damaged``."""
+
+    added: int
+    known: int
+    damaged: list[DamagedView]
+    more_damaged: int
+
+
+class Problem(_Message):
+    """A refusal or a failure (RFC 9457), with the original's members beside."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    success: bool
+    message: str
+
+
 # -- coding ----------------------------------------------------------------------------------------
 
 
@@ -290,7 +344,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(members) != len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise Invalid(twice[:64], "is there twice")
+        # A lone surrogate in it could not be written into the answer.
+        name = twice[:64].encode("utf-8", "backslashreplace").decode("utf-8")
+        raise Invalid(name, "is there twice")
     return members
 
 

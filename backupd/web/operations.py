@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from klein import Klein
 from twisted.logger import Logger
 
 from backupd.errors import BackupdError
@@ -13,7 +12,7 @@ from backupd.service import BackupService
 from backupd.sizes import format_size
 from backupd.waiting import go_on
 from backupd.web import messages
-from backupd.web.endpoint import Answer, Call, Who, endpoint, page_arguments
+from backupd.web.endpoint import Answer, Api, Call, Who, page_arguments
 from backupd.web.views import backup_view, entry_view, request_view
 
 __all__ = ["routes"]
@@ -21,38 +20,56 @@ __all__ = ["routes"]
 _log = Logger()
 
 
-def routes(app: Klein, service: BackupService) -> None:
+def routes(api: Api) -> None:
     """Register the endpoints."""
-    _health(app, service)
-    _requests(app, service)
-    _backups(app, service)
-    _outbox(app, service)
+    _health(api)
+    _requests(api)
+    _backups(api)
+    _outbox(api)
 
 
-def _health(app: Klein, service: BackupService) -> None:
-    @endpoint(app, service, "GET", "/healthz", who=Who.ANYONE)
+def _health(api: Api) -> None:
+    service = api.service
+
+    @api.endpoint(
+        "GET",
+        "/healthz",
+        says="Whether the daemon is alive.",
+        gives=messages.Health,
+        who=Who.ANYONE,
+    )
     async def healthz(call: Call) -> Answer:
-        return Answer({"status": "ok"})
+        return Answer(messages.Health(status="ok"))
 
-    @endpoint(app, service, "GET", "/readyz", who=Who.ANYONE)
+    @api.endpoint(
+        "GET", "/readyz", says="Whether it can take work.", gives=messages.Readiness, who=Who.ANYONE
+    )
     async def readyz(call: Call) -> Answer:
         totals = await service.ledger.totals()
         free = await service.off(service.storage.free)
         floor = service.settings.reserved_space
         available = max(0, free - floor - totals.promised)
         draining = service.admission.draining
-        body = {
-            "status": "draining" if draining else "ok",
-            "availableSpace": format_size(available),
-            "availableBytes": available,
-            "pending": totals.pending,
-            "inProgress": totals.live - totals.pending,
-        }
+        body = messages.Readiness(
+            status="draining" if draining else "ok",
+            available_space=format_size(available),
+            available_bytes=available,
+            pending=totals.pending,
+            in_progress=totals.live - totals.pending,
+        )
         return Answer(body, 503 if draining else 200)
 
 
-def _requests(app: Klein, service: BackupService) -> None:
-    @endpoint(app, service, "GET", "/api/v1/backup/requests", who=Who.ANYONE)
+def _requests(api: Api) -> None:
+    service = api.service
+
+    @api.endpoint(
+        "GET",
+        "/api/v1/backup/requests",
+        says="The queue, and what became of it.",
+        gives=messages.RequestList,
+        who=Who.ANYONE,
+    )
     async def requests(call: Call) -> Answer:
         after, limit = page_arguments(call)
         live = {"live": True, "ended": False}.get(call.query.get("state", ""))
@@ -62,15 +79,21 @@ def _requests(app: Klein, service: BackupService) -> None:
         views = [await request_view(service, request) for _, request in page]
         return Answer(messages.RequestList(requests=views, next=_next(page, limit)))
 
-    @endpoint(app, service, "GET", "/api/v1/backup/requests/<request_id>", who=Who.ANYONE)
+    @api.endpoint(
+        "GET",
+        "/api/v1/backup/requests/<request_id>",
+        says="One request.",
+        gives=messages.RequestView,
+        who=Who.ANYONE,
+    )
     async def request(call: Call, request_id: str) -> Answer:
         return Answer(await request_view(service, await service.ledger.request(request_id)))
 
-    @endpoint(
-        app,
-        service,
+    @api.endpoint(
         "DELETE",
         "/api/v1/backup/requests/<request_id>",
+        says="Cancel a request.",
+        gives=messages.RequestView,
         who=Who.OPERATOR,
         unbreakable=True,
     )
@@ -83,8 +106,12 @@ def _requests(app: Klein, service: BackupService) -> None:
         return Answer(await request_view(service, changed))
 
 
-def _backups(app: Klein, service: BackupService) -> None:
-    @endpoint(app, service, "GET", "/api/v1/backups", who=Who.ANYONE)
+def _backups(api: Api) -> None:
+    service = api.service
+
+    @api.endpoint(
+        "GET", "/api/v1/backups", says="What is kept.", gives=messages.BackupList, who=Who.ANYONE
+    )
     async def backups(call: Call) -> Answer:
         after, limit = page_arguments(call)
         page = await service.ledger.backups(
@@ -96,38 +123,57 @@ def _backups(app: Klein, service: BackupService) -> None:
         views = [backup_view(service, backup) for _, backup in page]
         return Answer(messages.BackupList(backups=views, next=_next(page, limit)))
 
-    @endpoint(app, service, "GET", "/api/v1/backups/<backup_id>", who=Who.ANYONE)
+    @api.endpoint(
+        "GET",
+        "/api/v1/backups/<backup_id>",
+        says="One kept backup.",
+        gives=messages.BackupView,
+        who=Who.ANYONE,
+    )
     async def backup(call: Call, backup_id: str) -> Answer:
         return Answer(backup_view(service, await service.ledger.backup(backup_id)))
 
-    @endpoint(
-        app,
-        service,
+    @api.endpoint(
         "DELETE",
         "/api/v1/backups/<backup_id>",
+        says="Delete a kept backup.",
+        gives=messages.BackupView,
         who=Who.OPERATOR,
         unbreakable=True,
     )
     async def delete(call: Call, backup_id: str) -> Answer:
         return Answer(backup_view(service, await service.keeper.delete(backup_id)))
 
-    @endpoint(app, service, "POST", "/api/v1/backups/<backup_id>/verify", who=Who.OPERATOR)
+    @api.endpoint(
+        "POST",
+        "/api/v1/backups/<backup_id>/verify",
+        says="Read its bytes again; see the backup for how far that is.",
+        gives=messages.BackupView,
+        who=Who.OPERATOR,
+    )
     async def verify(call: Call, backup_id: str) -> Answer:
         backup = await service.ledger.backup(backup_id)
         go_on(_verify(service, backup_id))
         return Answer(backup_view(service, backup), 202)
 
-    @endpoint(app, service, "POST", "/api/v1/rebuild", who=Who.OPERATOR, unbreakable=True)
+    @api.endpoint(
+        "POST",
+        "/api/v1/rebuild",
+        says="List again what lies under the root.",
+        gives=messages.Rebuilt,
+        who=Who.OPERATOR,
+        unbreakable=True,
+    )
     async def rebuild(call: Call) -> Answer:
         found = await service.rebuild()
-        damaged = [{"path": one.path, "why": one.why} for one in found.damaged]
+        damaged = [messages.DamagedView(path=one.path, why=one.why) for one in found.damaged]
         return Answer(
-            {
-                "added": found.added,
-                "known": found.known,
-                "damaged": damaged,
-                "moreDamaged": found.more_damaged,
-            }
+            messages.Rebuilt(
+                added=found.added,
+                known=found.known,
+                damaged=damaged,
+                more_damaged=found.more_damaged,
+            )
         )
 
 
@@ -145,12 +191,14 @@ async def _verify(service: BackupService, backup_id: str) -> None:
         _log.failure("backup {backup_id} could not be verified", backup_id=backup_id)
 
 
-def _outbox(app: Klein, service: BackupService) -> None:
-    @endpoint(
-        app,
-        service,
+def _outbox(api: Api) -> None:
+    service = api.service
+
+    @api.endpoint(
         "POST",
         "/api/v1/outbox",
+        says="Queue a file of this server for sending.",
+        gives=messages.Accepted,
         who=Who.OPERATOR,
         takes=messages.Send,
         unbreakable=True,
@@ -164,7 +212,13 @@ def _outbox(app: Klein, service: BackupService) -> None:
             messages.Accepted(success=True, message="The video is queued", entry=view), 201
         )
 
-    @endpoint(app, service, "GET", "/api/v1/outbox", who=Who.OPERATOR)
+    @api.endpoint(
+        "GET",
+        "/api/v1/outbox",
+        says="What is being sent, and what became of it.",
+        gives=messages.EntryList,
+        who=Who.OPERATOR,
+    )
     async def entries(call: Call) -> Answer:
         after, limit = page_arguments(call)
         over = {"going": False, "over": True}.get(call.query.get("state", ""))
@@ -172,15 +226,21 @@ def _outbox(app: Klein, service: BackupService) -> None:
         views = [entry_view(service, entry) for _, entry in page]
         return Answer(messages.EntryList(entries=views, next=_next(page, limit)))
 
-    @endpoint(app, service, "GET", "/api/v1/outbox/<entry_id>", who=Who.OPERATOR)
+    @api.endpoint(
+        "GET",
+        "/api/v1/outbox/<entry_id>",
+        says="One entry of the outbox.",
+        gives=messages.EntryView,
+        who=Who.OPERATOR,
+    )
     async def entry(call: Call, entry_id: str) -> Answer:
         return Answer(entry_view(service, await service.ledger.entry(entry_id)))
 
-    @endpoint(
-        app,
-        service,
+    @api.endpoint(
         "DELETE",
         "/api/v1/outbox/<entry_id>",
+        says="Stop sending.",
+        gives=messages.EntryView,
         who=Who.OPERATOR,
         unbreakable=True,
     )

@@ -9,7 +9,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from klein import Klein
 from werkzeug.http import parse_options_header
 
 from backupd.errors import (
@@ -42,14 +41,12 @@ from backupd.waiting import shielded
 from backupd.web import messages
 from backupd.web.endpoint import (
     Answer,
+    Api,
     Call,
     Who,
-    authorise,
-    endpoint,
     media_type,
     read_message,
     refuse_coding,
-    route,
     write,
 )
 from backupd.web.forms import FRAMING, FormSource
@@ -63,11 +60,11 @@ LINK_MEMORY = 7 * 86400.0
 TUS = {"Tus-Resumable": "1.0.0", "Cache-Control": "no-store"}
 
 
-def routes(app: Klein, service: BackupService) -> None:
+def routes(api: Api) -> None:
     """Register the endpoints."""
-    _can_accept(app, service)
-    _receive(app, service)
-    _complete(app, service)
+    _can_accept(api)
+    _receive(api)
+    _complete(api)
 
 
 # -- which request ---------------------------------------------------------------------------------
@@ -113,12 +110,14 @@ def _uploadable(request: BackupRequest) -> BackupRequest:
 # -- can-accept-backup -----------------------------------------------------------------------------
 
 
-def _can_accept(app: Klein, service: BackupService) -> None:
-    @endpoint(
-        app,
-        service,
+def _can_accept(api: Api) -> None:
+    service = api.service
+
+    @api.endpoint(
         "POST",
         "/api/v1/backup/can-accept-backup",
+        says="Ask for room for a video.",
+        gives=messages.CanAcceptAnswer,
         who=Who.ANYONE,
         takes=messages.CanAccept,
         unbreakable=True,
@@ -168,12 +167,12 @@ def _size(said: str | int) -> int:
 # -- receive-backup --------------------------------------------------------------------------------
 
 
-def _receive(app: Klein, service: BackupService) -> None:
+def _receive(api: Api) -> None:
+    service = api.service
     find = Finder(service)
     path = "/api/v1/backup/receive-backup"
 
     async def post(request: StreamingRequest, capability: str | None = None) -> bytes:
-        authorise(service, request, Who.HOLDER)
         known = None if capability is None else await find.by_capability(capability)
         kind = media_type(request)
         if kind == "application/json" and request.method == b"POST":
@@ -189,12 +188,10 @@ def _receive(app: Klein, service: BackupService) -> None:
         return await _raw(service, request, target)
 
     async def head(request: StreamingRequest, capability: str) -> bytes:
-        authorise(service, request, Who.HOLDER)
         target = _uploadable(await find.by_capability(capability))
         return write(request, Answer(None, 200, await _standing(service, target)))
 
     async def patch(request: StreamingRequest, capability: str) -> bytes:
-        authorise(service, request, Who.HOLDER)
         target = _uploadable(await find.by_capability(capability))
         if media_type(request) != "application/offset+octet-stream":
             raise UnsupportedMedia("PATCH takes application/offset+octet-stream.")
@@ -202,10 +199,31 @@ def _receive(app: Klein, service: BackupService) -> None:
         return await _go_on(service, request, target)
 
     for method in ("POST", "PUT"):
-        route(app, service, method, path, post)
-        route(app, service, method, f"{path}/<capability>", post)
-    route(app, service, "HEAD", f"{path}/<capability>", head)
-    route(app, service, "PATCH", f"{path}/<capability>", patch)
+        for url in (path, f"{path}/<capability>"):
+            api.route(
+                method,
+                url,
+                post,
+                who=Who.HOLDER,
+                says="The bytes of the video, raw or as a form; by POST and JSON: I am starting.",
+                takes="*/*",
+                gives=messages.Received,
+            )
+    api.route(
+        "HEAD",
+        f"{path}/<capability>",
+        head,
+        who=Who.HOLDER,
+        says="Where the newest upload stands (tus 1.0.0).",
+    )
+    api.route(
+        "PATCH",
+        f"{path}/<capability>",
+        patch,
+        who=Who.HOLDER,
+        says="Go on where the newest upload stands (tus 1.0.0).",
+        takes="application/offset+octet-stream",
+    )
 
 
 async def _start(
@@ -383,7 +401,8 @@ def _digests(request: StreamingRequest, *names: str) -> Mapping[str, bytes]:
 # -- complete-backup -------------------------------------------------------------------------------
 
 
-def _complete(app: Klein, service: BackupService) -> None:
+def _complete(api: Api) -> None:
+    service = api.service
     find = Finder(service)
     path = "/api/v1/backup/complete-backup"
 
@@ -414,11 +433,11 @@ def _complete(app: Klein, service: BackupService) -> None:
         )
 
     for url in (path, f"{path}/<capability>"):
-        endpoint(
-            app,
-            service,
+        api.endpoint(
             "POST",
             url,
+            says="The upload was whole; or the sender gave up.",
+            gives=messages.Completed,
             who=Who.HOLDER,
             takes=messages.Complete,
             unbreakable=True,

@@ -2,38 +2,40 @@
 
 from __future__ import annotations
 
-from klein import Klein
 from twisted.logger import Logger
 from twisted.web.resource import IResource
 
 from backupd.links import redacted
 from backupd.service import BackupService
-from backupd.web import operations, receiver, restore, sender
+from backupd.web import openapi, operations, receiver, restore, sender
 from backupd.web.auth import Guard
-from backupd.web.endpoint import error_handlers
+from backupd.web.endpoint import Api, error_handlers
+from backupd.web.metrics import Metrics
+from backupd.web.metrics import routes as metrics_routes
 from backupd.web.site import BackupSite, StreamingRequest
 
 __all__ = ["make_resource", "make_site"]
 
 _log = Logger()
-_PROBES = (b"/healthz", b"/readyz")
+_PROBES = (b"/healthz", b"/readyz", b"/metrics")
 
 
-def make_resource(service: BackupService) -> IResource:
+def make_resource(service: BackupService, metrics: Metrics) -> IResource:
     """The root of everything that is served."""
-    app = Klein()
-    app.url_map.strict_slashes = False
-    app.url_map.merge_slashes = False
-    for room in (receiver, sender, operations, restore):
-        room.routes(app, service)
-    error_handlers(app)
-    return Guard(service, app.resource())
+    api = Api(service)
+    for room in (receiver, sender, operations, restore, openapi):
+        room.routes(api)
+    metrics_routes(api, metrics)
+    error_handlers(api.app)
+    return Guard(service, api.app.resource())
 
 
 def make_site(service: BackupService) -> BackupSite:
     """The factory of connections, with one log line for each request."""
+    metrics = Metrics(service)
 
     def finished(request: StreamingRequest, seconds: float) -> None:
+        metrics.answered(request, seconds)
         if request.path in _PROBES and request.code == 200:
             return
         _log.debug(
@@ -44,4 +46,5 @@ def make_site(service: BackupService) -> BackupSite:
             seconds=seconds,
         )
 
-    return BackupSite(make_resource(service), reactor=service.reactor, on_finished=finished)
+    resource = make_resource(service, metrics)
+    return BackupSite(resource, reactor=service.reactor, on_finished=finished)

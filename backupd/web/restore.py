@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from urllib.parse import quote
 
-from klein import Klein
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IPushProducer
 from werkzeug.http import (
@@ -25,7 +24,7 @@ from backupd.errors import UploadCut
 from backupd.interfaces import IStored
 from backupd.requests import Backup
 from backupd.service import BackupService
-from backupd.web.endpoint import Who, authorise, route
+from backupd.web.endpoint import Api, Who
 from backupd.web.site import StreamingRequest
 
 __all__ = ["routes"]
@@ -44,11 +43,11 @@ class _Part:
     stop: int
 
 
-def routes(app: Klein, service: BackupService) -> None:
+def routes(api: Api) -> None:
     """Register the endpoint; HEAD comes with GET."""
+    service = api.service
 
     async def content(request: StreamingRequest, backup_id: str) -> bytes:
-        authorise(service, request, Who.ANYONE)
         backup = await service.ledger.backup(backup_id)
         _describe(request, backup)
         if _not_modified(request, backup):
@@ -73,7 +72,14 @@ def routes(app: Klein, service: BackupService) -> None:
             await service.off(stored.close)
         return after
 
-    route(app, service, "GET", "/api/v1/backups/<backup_id>/content", content)
+    api.route(
+        "GET",
+        "/api/v1/backups/<backup_id>/content",
+        content,
+        who=Who.ANYONE,
+        says="The bytes, whole or in ranges; HEAD too.",
+        gives="application/octet-stream",
+    )
 
 
 def _describe(request: StreamingRequest, backup: Backup) -> None:

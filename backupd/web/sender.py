@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from klein import Klein
-
-from backupd.service import BackupService
 from backupd.web import messages
-from backupd.web.endpoint import Answer, Call, Who, endpoint
+from backupd.web.endpoint import Answer, Api, Call, Who
 
 __all__ = ["routes"]
 
 
-def routes(app: Klein, service: BackupService) -> None:
+def routes(api: Api) -> None:
     """Register the endpoint, with its capability and bare."""
+    service = api.service
 
     async def notice(call: Call, message: messages.Notice, capability: str | None = None) -> Answer:
         await service.outbox.notice(
@@ -22,11 +20,11 @@ def routes(app: Klein, service: BackupService) -> None:
 
     path = "/api/v1/backup/serverAisReadyForBackup"
     for url in (path, f"{path}/<capability>"):
-        endpoint(
-            app,
-            service,
+        api.endpoint(
             "POST",
             url,
+            says="The receiver calls: it is your turn.",
+            gives=messages.Said,
             who=Who.HOLDER,
             takes=messages.Notice,
             unbreakable=True,

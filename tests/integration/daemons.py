@@ -58,7 +58,7 @@ def wait_until(holds: Callable[[], Any], what: str, seconds: float = 20.0) -> An
     deadline = time.monotonic() + seconds
     while not (value := holds()):
         assert time.monotonic() < deadline, f"waited {seconds:.0f} s in vain until {what}"
-        time.sleep(0.02)
+        time.sleep(0.05)
     return value
 
 
@@ -128,6 +128,8 @@ class Daemon:
             "reserved_space": "0",
             "shutdown_grace": "5",
         } | settings
+        self.program = TWISTD
+        self.command = ["--nodaemon", "--pidfile=", "backupd"]
         self.process: subprocess.Popen[bytes] | None = None
 
     # -- life -------------------------------------------------------------------------------------
@@ -140,7 +142,7 @@ class Daemon:
         """Start it and wait until it is ready."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*TWISTD, "--nodaemon", "--pidfile=", "backupd"],
+                [*self.program, *self.command],
                 cwd=self.folder,
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
@@ -199,7 +201,8 @@ class Daemon:
                 self.stop()
         finally:
             if kind is not None:
-                print(f"--- log of {self.name} ---\n{self.text()}")  # noqa: T201
+                lines = [one for one in self.text().splitlines() if "#debug]" not in one]
+                print(f"--- log of {self.name} ---", *lines[-200:], sep="\n")  # noqa: T201
         if kind is None:
             found = DEFECTS.search(self.text())
             assert found is None, f"{self.name} logged a defect:\n{self.text()}"

@@ -84,11 +84,16 @@ class PlainSender(_Server):
     def __init__(self) -> None:
         super().__init__()
         self.answers_with = 200
+        self.asked: list[str] = []
         self.notices: queue.Queue[Any] = queue.Queue()
         self._kept: dict[str, Any] = {}
         self._lock = threading.Lock()
 
     def answer(self, path: str, headers: Mapping[str, str], body: bytes) -> tuple[int, Any]:
+        if path.endswith("can-accept-backup"):
+            # Ours asks a server that is no receiver; what it was given is a secret all the same.
+            self.asked.append(json.loads(body)[LINK])
+            return 200, {"success": False, "message": "This is no receiver"}
         if self.answers_with < 300:
             self.notices.put(json.loads(body))
         return self.answers_with, {"success": True}

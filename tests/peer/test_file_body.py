@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet.interfaces import IConsumer
 from twisted.python.failure import Failure
@@ -234,6 +234,7 @@ def test_opening_can_be_cancelled(sample: Sample) -> None:
     assert not off.waiting
 
 
+@settings(deadline=None)
 @given(actions=st.lists(st.sampled_from(["pause", "resume", "run"]), max_size=60))
 def test_whatever_the_order_the_bytes_are_right(
     tmp_path_factory: pytest.TempPathFactory, actions: list[str]

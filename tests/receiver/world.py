@@ -39,6 +39,7 @@ __all__ = [
     "Answer",
     "ManualOff",
     "Offers",
+    "Place",
     "ScriptedSource",
     "World",
     "WorldCase",
@@ -177,6 +178,7 @@ class _Sent:
     headers: dict[str, str]
     at: float
     answer: Deferred[Answer]
+    out: bool = False
 
 
 class Offers:
@@ -197,7 +199,10 @@ class Offers:
                 found = answer
         if isinstance(found, Exception):
             raise found
-        return found if found is not None else await sent.answer
+        if found is not None:
+            return found
+        sent.out = True
+        return await sent.answer
 
     def to(self, origin: str) -> list[_Sent]:
         """The offers that went to an origin."""
@@ -206,7 +211,7 @@ class Offers:
     @property
     def waiting(self) -> list[_Sent]:
         """The offers whose answer is still out."""
-        return [sent for sent in self.sent if not sent.answer.called]
+        return [sent for sent in self.sent if sent.out and not sent.answer.called]
 
 
 class _Numbers:
@@ -425,23 +430,37 @@ def logged(case: SynchronousTestCase) -> list[Any]:
     return found
 
 
-class WorldCase(SynchronousTestCase):
-    """A test with a receiver in a folder of its own."""
+class Place:
+    """A folder and a clock for receivers; `close` removes the folder."""
 
-    def setUp(self) -> None:
+    def __init__(self) -> None:
         self.clock = Clock()
         self.clock.advance(START)
         # In memory where there is such a folder: nothing here is about a real power cut.
         shared = "/dev/shm"  # noqa: S108
         self.folder = tempfile.mkdtemp(dir=shared if os.path.isdir(shared) else None)
-        self.addCleanup(shutil.rmtree, self.folder)
-        self.world = self.make()
 
-    def make(self, settings: dict[str, Any] | None = None, **more: Any) -> World:
-        """A receiver on this test's clock and folder."""
-        root = more.pop("root", os.path.join(self.folder, "root"))
-        told = Settings(**({"root": root, "reserved_space": 0} | (settings or {})))
-        return World(root=root, clock=self.clock, settings=told, **more)
+    def close(self) -> None:
+        shutil.rmtree(self.folder)
+
+    def make(
+        self, name: str = "root", settings: dict[str, Any] | None = None, **more: Any
+    ) -> World:
+        """A receiver whose root has this name."""
+        root = os.path.join(self.folder, name)
+        told: dict[str, Any] = {"root": root, "reserved_space": 0} | (settings or {})
+        return World(root=root, clock=self.clock, settings=Settings(**told), **more)
+
+
+class WorldCase(SynchronousTestCase):
+    """A test with a receiver in a folder of its own."""
+
+    def setUp(self) -> None:
+        self.place = Place()
+        self.addCleanup(self.place.close)
+        self.clock, self.folder = self.place.clock, self.place.folder
+        self.make = self.place.make
+        self.world = self.make()
 
     def raises(self, kind: type[BaseException], work: Any) -> Any:
         """``work`` has failed so; the error."""

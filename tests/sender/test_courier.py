@@ -1,0 +1,540 @@
+"""One entry of the outbox, from state to state."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+from twisted.internet.defer import Deferred
+
+from backupd.errors import LedgerFailed, PeerFailed
+from backupd.waiting import go_on
+from tests.outcomes import result_of
+from tests.sender.kit import COMPLETE, STATUS, UPLOAD, A, Case, refused
+
+DIGEST = hashlib.sha256(b"video").hexdigest()
+AWAY = PeerFailed(f"{A} refused the connection.")
+
+
+@pytest.fixture
+def case(tmp_path: Path) -> Case:
+    return Case(tmp_path)
+
+
+def test_the_way_of_a_video(case: Case) -> None:
+    """Asked, called, sent, confirmed, verified."""
+    entry = case.queued()
+    assert case.state(entry) == "ASKING"
+    case.turn()
+    assert case.receiver.heard == [
+        (
+            "ask",
+            A,
+            {
+                "videoId": 2,
+                "diskEmptySpaceRequire": "5",
+                "linkForServerAtoNoticeServerBWhenServerAIsReady": (
+                    "http://localhost:4000/api/v1/backup/serverAisReadyForBackup/"
+                    + entry.capability
+                ),
+                "fileName": "2.mp4",
+                "contentType": "video/mp4",
+            },
+        )
+    ]
+    waiting = case.entry(entry)
+    assert (waiting.state, waiting.request_id, waiting.status_url) == ("WAITING", "r1", STATUS)
+    assert case.notice(entry).state == "READY"
+    case.turn()
+    assert case.receiver.heard[1:] == [
+        ("standing", UPLOAD),
+        ("send", UPLOAD, "video/mp4", "2.mp4"),
+        ("complete", COMPLETE, {"videoId": 2, "success": True, "size": 5, "sha256": DIGEST}),
+    ]
+    assert case.receiver.body == b"video"
+    done = case.entry(entry)
+    assert (done.state, done.sha256, done.backup_id) == ("VERIFIED", DIGEST, "b1")
+    assert (done.content_url, done.last_error) == (f"{A}/b1", None)
+    result_of(go_on(case.outbox.stop()))
+    assert case.clock.getDelayedCalls() == []
+
+
+# -- asking ---------------------------------------------------------------------------------------
+
+
+def test_a_no_is_asked_again_after_1_2_4_seconds_and_at_most_5_minutes(case: Case) -> None:
+    case.receiver.now("ask", {"success": False, "message": "No room."})
+    entry = case.queued()
+    case.turn()
+    waits = []
+    for _ in range(11):
+        waits.append(case.entry(entry).due_at - case.clock.seconds())
+        case.after(waits[-1])
+    assert waits == [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300]
+    assert case.entry(entry).last_error == "No room."
+    assert case.entry(entry).attempts == 12
+
+
+def test_a_no_that_says_when_is_asked_again_then(case: Case) -> None:
+    case.receiver.now("ask", {"success": False, "message": "No room.", "retryAfter": 42})
+    entry = case.queued()
+    case.turn()
+    assert case.entry(entry).due_at - case.clock.seconds() == 42
+
+
+@pytest.mark.parametrize(("asked", "wait"), [(0, 1), (1e8, 3600)])
+def test_another_server_makes_us_neither_spin_nor_wait_for_ever(
+    case: Case, asked: float, wait: float
+) -> None:
+    case.receiver.now("ask", {"success": False, "retryAfter": asked})
+    entry = case.queued()
+    case.turn()
+    assert case.entry(entry).due_at - case.clock.seconds() == wait
+
+
+def test_a_receiver_that_is_away_is_tried_until_it_is_there(case: Case) -> None:
+    case.receiver.now("ask", AWAY, refused(500), refused(503, after=9), {"success": True})
+    entry = case.queued()
+    case.turn()
+    assert case.entry(entry).last_error == str(AWAY)
+    assert case.until(entry, "WAITING") == 1 + 2 + 9
+    assert case.entry(entry).last_error is None
+
+
+def test_the_notice_may_come_before_the_answer(case: Case) -> None:
+    """A receiver with a free turn calls back at once."""
+    answer: Deferred[object] = Deferred()
+    case.receiver.now("ask", answer)
+    entry = case.queued()
+    case.turn()
+    case.notice(entry)
+    case.turn()
+    assert case.receiver.times("send") == 0  # one step of an entry at a time
+    answer.callback({"success": True, "requestId": "r1", "statusUrl": STATUS})
+    case.turn()
+    assert case.state(entry) == "VERIFIED"
+    assert case.entry(entry).request_id == "r1"
+
+
+def test_a_no_that_the_notice_overtook_is_nothing(case: Case) -> None:
+    answer: Deferred[object] = Deferred()
+    case.receiver.now("ask", answer)
+    entry = case.queued()
+    case.turn()
+    case.notice(entry)
+    answer.callback({"success": False})
+    assert case.state(entry) == "READY"
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://localhost:3001/x", "http://evil/", "nonsense", 7, None, "http://a@localhost:3000"],
+)
+def test_a_status_url_elsewhere_is_never_called(case: Case, url: object) -> None:
+    """Such a receiver is asked again every 5 minutes instead."""
+    case.receiver.now("ask", {"success": True, "statusUrl": url})
+    entry = case.waiting()
+    assert case.entry(entry).status_url is None
+    case.after(299)
+    assert case.receiver.times("ask") == 1
+    case.after(1)
+    assert case.receiver.times("ask") == 2
+    assert case.receiver.times("status") == 0
+
+
+def test_what_is_asked_for_is_what_the_file_has_now(case: Case) -> None:
+    entry = case.queued()
+    case.file(data=b"longer video")
+    case.turn()
+    assert case.receiver.heard[0][2]["diskEmptySpaceRequire"] == "12"
+    assert case.entry(entry).size == 12
+
+
+# -- waiting --------------------------------------------------------------------------------------
+
+
+def test_the_place_in_the_queue_is_looked_up_every_5_to_60_seconds(case: Case) -> None:
+    entry = case.waiting()
+    assert case.outbox.progress(case.entry(entry)) == (0, None)
+    moments = []
+    for _ in range(2000):
+        before = case.receiver.times("status")
+        case.after(1)
+        if case.receiver.times("status") > before:
+            moments.append(case.clock.seconds())
+    waits = [b - a for a, b in zip([0, *moments], moments, strict=False)]
+    assert waits[:3] == [5, 5, 5]
+    assert waits[-1] == 60
+    assert waits == sorted(waits)
+    assert case.outbox.progress(case.entry(entry)) == (0, 3)
+    assert case.state(entry) == "WAITING"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        refused(404),
+        refused(410),
+        {"state": "EXPIRED"},
+        {"state": "CANCELLED", "reason": "x"},
+        {"state": "FAILED"},
+    ],
+)
+def test_a_request_that_the_receiver_forgot_or_ended_is_made_again(
+    case: Case, answer: object
+) -> None:
+    entry = case.waiting()
+    case.receiver.now("status", answer, {"state": "PENDING"})
+    case.until(entry, "ASKING")
+    assert case.entry(entry).last_error
+    case.until(entry, "WAITING")
+    assert case.receiver.times("ask") == 2
+
+
+def test_a_receiver_that_forgets_at_once_is_not_asked_ever_faster(case: Case) -> None:
+    """Two servers that misunderstand each other make no whirl of messages."""
+    case.waiting()
+    case.receiver.now("status", refused(404))
+    for _ in range(3600):
+        case.after(1)
+    assert case.receiver.times("ask") < 25
+
+
+@pytest.mark.parametrize("state", ["OFFERED", "RECEIVING", "RECEIVED"])
+def test_a_receiver_that_thinks_it_is_our_turn_is_asked_again(case: Case, state: str) -> None:
+    """Its notice was lost; asked again, it repeats it."""
+    entry = case.waiting()
+    case.receiver.now("status", {"state": state})
+    case.after(5)
+    assert case.receiver.times("ask") == 2
+    assert case.state(entry) == "WAITING"
+
+
+def test_while_the_receiver_is_away_it_waits(case: Case) -> None:
+    entry = case.waiting()
+    case.receiver.now("status", AWAY, refused(500), {"state": "PENDING", "position": 1})
+    case.after(5)
+    assert case.entry(entry).last_error == str(AWAY)
+    case.after(60)
+    case.after(60)
+    assert case.state(entry) == "WAITING"
+    assert case.entry(entry).last_error is None
+    assert case.outbox.progress(case.entry(entry)) == (0, 1)
+
+
+# -- sending --------------------------------------------------------------------------------------
+
+
+def test_an_upload_goes_on_where_the_receiver_stands(case: Case) -> None:
+    case.receiver.now("standing", 3)
+    case.receiver.now("resume", {"receivedBytes": 5})
+    entry = case.waiting()
+    case.notice(entry)
+    case.turn()
+    assert ("resume", UPLOAD, 3) in case.receiver.heard
+    assert case.receiver.body == b"eo"
+    assert case.state(entry) == "VERIFIED"
+    assert case.entry(entry).sha256 == DIGEST
+
+
+def test_a_receiver_that_has_every_byte_is_asked_to_finish(case: Case) -> None:
+    case.receiver.now("standing", 5)
+    entry = case.waiting()
+    case.notice(entry)
+    case.turn()
+    assert ("resume", UPLOAD, 5) in case.receiver.heard
+    assert case.receiver.body == b""
+    assert case.state(entry) == "VERIFIED"
+
+
+@pytest.mark.parametrize("offset", [0, 6, None])
+def test_a_receiver_that_has_nothing_of_ours_is_sent_everything(
+    case: Case, offset: int | None
+) -> None:
+    case.receiver.now("standing", offset)
+    entry = case.waiting()
+    case.notice(entry)
+    case.turn()
+    assert case.receiver.body == b"video"
+    assert case.state(entry) == "VERIFIED"
+
+
+def test_what_fails_is_tried_again_after_1_2_4_seconds_and_at_most_60(case: Case) -> None:
+    case.receiver.now("send", *[AWAY] * 8, {})
+    entry = case.waiting()
+    case.notice(entry)
+    case.turn()
+    waits = []
+    while case.state(entry) == "READY":
+        waits.append(case.entry(entry).due_at - case.clock.seconds())
+        case.after(waits[-1])
+    assert waits == [1, 2, 4, 8, 16, 32, 60, 60]
+    assert case.state(entry) == "VERIFIED"
+    assert case.receiver.times("standing") == 9
+
+
+@pytest.mark.parametrize("status", [404, 410, 413])
+def test_an_upload_link_that_is_dead_means_asking_again(case: Case, status: int) -> None:
+    case.receiver.now("send", refused(status), {})
+    entry = case.waiting()
+    case.notice(entry)
+    case.turn()
+    assert case.state(entry) == "ASKING"
+    case.until(entry, "WAITING")
+    case.notice(entry, UPLOAD + "2", COMPLETE + "2")
+    case.turn()
+    assert case.state(entry) == "VERIFIED"
+    assert case.receiver.heard[-2][:2] == ("send", UPLOAD + "2")
+
+
+@pytest.mark.parametrize("where", ["standing", "send"])
+def test_a_backup_that_is_stored_already_is_only_confirmed(case: Case, where: str) -> None:
+    """Our process died between its storing and our hearing of it."""
+    case.receiver.now(where, refused(409))
+    entry = case.waiting()
+    case.notice(entry)
+    case.turn()
+    done = case.entry(entry)
+    assert (done.state, done.sha256) == ("VERIFIED", DIGEST)
+    assert case.receiver.body == b""
+
+
+@pytest.mark.parametrize(
+    "conflict", [refused(409, receivedBytes=3), refused(409, after=5), refused(507), refused(401)]
+)
+def test_a_conflict_that_passes_is_waited_for(case: Case, conflict: Exception) -> None:
+    """Another offset, or another upload that is alive; a full disk; a token that is wrong."""
+    case.receiver.now("send", conflict, {})
+    entry = case.waiting()
+    case.notice(entry)
+    case.turn()
+    assert case.state(entry) == "READY"
+    assert case.entry(entry).attempts == 1
+    case.until(entry, "VERIFIED", 10)
+
+
+def test_a_turn_that_is_gone_is_waited_for_again(case: Case) -> None:
+    case.receiver.now("send", refused(503, after=7), {})
+    entry = case.waiting()
+    case.notice(entry)
+    case.turn()
+    assert case.state(entry) == "WAITING"
+    assert case.entry(entry).due_at - case.clock.seconds() == 7
+    case.notice(entry)
+    case.turn()
+    assert case.state(entry) == "VERIFIED"
+
+
+@pytest.mark.parametrize(
+    "answer", [refused(422), {"sha256": "0" * 64}, {"sha256": DIGEST, "size": 4}]
+)
+def test_bytes_that_arrived_wrong_are_sent_again_from_the_start(case: Case, answer: object) -> None:
+    case.receiver.now("standing", 3)
+    case.receiver.now("resume", answer)
+    entry = case.waiting()
+    case.notice(entry)
+    case.turn()
+    assert case.state(entry) == "READY"
+    case.until(entry, "VERIFIED", 10)
+    assert case.receiver.body == b"video"
+    assert case.receiver.times("send") == 1
+
+
+def test_bytes_that_arrive_wrong_five_times_are_given_up(case: Case) -> None:
+    case.receiver.now("send", refused(422))
+    entry = case.waiting()
+    case.notice(entry)
+    case.until(entry, "FAILED")
+    assert case.receiver.times("send") == 5
+    assert "wrong 5 times" in str(case.entry(entry).last_error)
+
+
+def test_fewer_bytes_than_were_sent_are_no_success(case: Case) -> None:
+    case.receiver.now("standing", 2)
+    case.receiver.now("resume", {"receivedBytes": 4}, {"receivedBytes": 5})
+    entry = case.waiting()
+    case.notice(entry)
+    case.turn()
+    assert case.entry(entry).last_error == "Only 4 of 5 bytes have arrived."
+    case.until(entry, "VERIFIED", 10)
+
+
+def test_a_file_that_changed_is_asked_for_again_and_sent_from_the_start(case: Case) -> None:
+    entry = case.waiting()
+    case.notice(entry)
+    case.file(data=b"another video")
+    case.turn()
+    assert case.state(entry) == "ASKING"
+    case.until(entry, "WAITING")
+    assert case.entry(entry).size == 13
+    assert case.receiver.heard[-1][2]["diskEmptySpaceRequire"] == "13"
+    case.receiver.now("standing", 3)
+    case.notice(entry)
+    case.turn()
+    assert case.receiver.body == b"another video"
+    assert case.state(entry) == "VERIFIED"
+
+
+def test_a_file_that_is_gone_fails_and_the_receiver_is_told(case: Case) -> None:
+    entry = case.waiting()
+    case.notice(entry)
+    os.unlink(entry.path)
+    case.turn()
+    assert case.state(entry) == "FAILED"
+    assert case.receiver.heard[-1] == ("complete", COMPLETE, {"videoId": 2, "success": False})
+
+
+def test_a_file_that_cannot_be_read_now_is_tried_again(case: Case) -> None:
+    entry = case.queued()
+    case.file(data=b"")
+    case.turn()
+    assert case.entry(entry).last_error == f"{entry.path} cannot be read: it is empty."
+    case.file()
+    case.after(1)
+    assert case.state(entry) == "WAITING"
+
+
+# -- confirming -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("answer", "state", "why"),
+    [
+        ({"success": True, "sha256": DIGEST.upper(), "size": 5}, "VERIFIED", None),
+        ({"success": True, "sha256": DIGEST}, "VERIFIED", None),
+        ({"success": True, "size": 5}, "UNVERIFIED", "names no SHA-256"),
+        ({}, "UNVERIFIED", "names no SHA-256"),
+        ({"sha256": "  "}, "UNVERIFIED", "names no SHA-256"),
+        ({"sha256": 5}, "UNVERIFIED", "names no SHA-256"),
+        ({"sha256": "0" * 64}, "FAILED", "other bytes"),
+        ({"sha256": DIGEST, "size": 4}, "FAILED", "stored 4 bytes, not 5"),
+        ({"size": 4}, "FAILED", "stored 4 bytes, not 5"),
+    ],
+)
+def test_what_the_receiver_says_it_stored_is_compared(
+    case: Case, answer: object, state: str, why: str | None
+) -> None:
+    case.receiver.now("complete", answer)
+    entry = case.waiting()
+    case.notice(entry)
+    case.turn()
+    assert case.state(entry) == state
+    assert why is None or why in str(case.entry(entry).last_error)
+
+
+@pytest.mark.parametrize("answer", [AWAY, refused(500), {"success": False, "message": "disk"}])
+def test_a_confirmation_that_fails_is_repeated_without_a_second_upload(
+    case: Case, answer: object
+) -> None:
+    case.receiver.now("complete", answer, case.receiver.stored)
+    entry = case.waiting()
+    case.notice(entry)
+    case.turn()
+    assert case.state(entry) == "SENT"
+    assert case.outbox.progress(case.entry(entry)) == (5, None)
+    case.until(entry, "VERIFIED", 5)
+    assert case.receiver.times("send") == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "state"), [(409, "READY"), (422, "WAITING"), (404, "ASKING"), (410, "ASKING")]
+)
+def test_a_refused_confirmation_leads_back(case: Case, status: int, state: str) -> None:
+    case.receiver.now("complete", refused(status), case.receiver.stored)
+    entry = case.waiting()
+    case.notice(entry)
+    case.turn()
+    assert case.state(entry) == state
+    assert case.entry(entry).last_error == f"{A} answered {status}."
+    if state == "ASKING":
+        case.until(entry, "WAITING")
+    if state != "READY":
+        case.notice(entry)
+    case.until(entry, "VERIFIED", 10)
+
+
+def test_stored_here_and_incomplete_there_is_no_whirl(case: Case) -> None:
+    """A receiver that answers 409 to everything is bothered ever less."""
+    case.receiver.now("standing", refused(409))
+    case.receiver.now("complete", refused(409))
+    entry = case.waiting()
+    case.notice(entry)
+    for _ in range(3600):
+        case.after(1)
+    assert case.receiver.times("complete") < 25
+
+
+# -- the end --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("state", ["ASKING", "WAITING", "READY", "SENT"])
+def test_after_the_deadline_it_has_failed_and_says_why(tmp_path: Path, state: str) -> None:
+    case = Case(tmp_path, send_deadline=100.0)
+    for name in {"ASKING": ["ask"], "READY": ["send"], "SENT": ["complete"]}.get(state, []):
+        case.receiver.now(name, AWAY)
+    entry = case.queued()
+    case.turn()
+    if state in ("READY", "SENT"):
+        case.notice(entry)
+        case.turn()
+    assert case.state(entry) == state
+    case.until(entry, "FAILED", 200)
+    assert case.clock.seconds() >= 100
+    assert "its time is over" in str(case.entry(entry).last_error)
+    assert (str(AWAY) in str(case.entry(entry).last_error)) is (state != "WAITING")
+    told = ("complete", COMPLETE, {"videoId": 2, "success": False}) in case.receiver.heard
+    assert told is (state in ("READY", "SENT"))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_defect_is_logged_and_retried_ever_later(case: Case) -> None:
+    case.receiver.now("ask", RuntimeError("a defect"))
+    entry = case.queued()
+    for _ in range(600):
+        case.after(1)
+    assert case.state(entry) == "ASKING"
+    assert case.receiver.times("ask") == 10
+    assert "should not" in str(case.entry(entry).last_error)
+    case.receiver.now("ask", {"success": True})
+    case.until(entry, "WAITING", 301)
+
+
+def test_while_the_ledger_fails_an_entry_rests(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = case.queued()
+
+    def broken(*_: object) -> object:
+        raise LedgerFailed("The ledger could not commit.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(case.ledger, "change_entry", broken)
+        for _ in range(10):
+            case.after(1)
+    assert 2 <= case.receiver.times("ask") <= 3
+    case.until(entry, "WAITING", 6)
+
+
+def test_after_a_restart_everything_goes_on_from_the_ledger(case: Case, tmp_path: Path) -> None:
+    """Whatever the state, and what is waiting is asked for at once."""
+    entries = [case.queued(f"{n}.mp4", b"video" * (n + 1)) for n in range(4)]
+    case.receiver.now("send", AWAY)
+    case.turn()
+    case.notice(entries[2])
+    case.turn()
+    case.receiver.now("send", {})
+    case.receiver.now("complete", AWAY)
+    case.notice(entries[3])
+    case.turn()
+    assert [case.state(entry) for entry in entries] == ["WAITING", "WAITING", "READY", "SENT"]
+    result_of(go_on(case.outbox.stop()))
+
+    second = Case(tmp_path, ledger=case.ledger, clock=case.clock)
+    result_of(go_on(second.outbox.start()))
+    second.turn()
+    assert second.receiver.times("ask") == 2
+    second.after(1)
+    for entry in entries[:2]:
+        second.notice(entry)
+    second.after(1)
+    assert [second.state(entry) for entry in entries] == ["VERIFIED"] * 4
