@@ -219,7 +219,14 @@ def asked_again(request: BackupRequest, *, ask: Ask, now: float) -> Live:
         return alive
     old = alive.ask
     ask = replace(
-        ask, request_id=old.request_id, capability=old.capability, created_at=old.created_at
+        ask,
+        request_id=old.request_id,
+        capability=old.capability,
+        created_at=old.created_at,
+        file_name=ask.file_name or old.file_name,
+        content_type=ask.content_type or old.content_type,
+        # A digest that was announced holds until the video is another one.
+        sha256=ask.sha256 or (old.sha256 if ask.size == old.size else None),
     )
     if isinstance(alive, Pending):
         return replace(alive, ask=ask, due_at=min(alive.due_at, now), attempts=0)

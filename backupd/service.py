@@ -46,6 +46,14 @@ Stage = Coroutine[Deferred[Any], Any, None]
 InProgress = Offered | Receiving | Received | Storing
 
 
+class StartFailed(SystemExit, Exception):
+    """Ends the process with one line.
+
+    Also an `Exception`, since only of these `twistd` tells the process that waits for a start in
+    the background; it would wait for ever.
+    """
+
+
 class Running(Protocol):
     """Something with a start and a stop that blocks only briefly, such as a pool of threads."""
 
@@ -274,7 +282,7 @@ class BackupService(Service):
         try:
             self.prepare()
         except BackupdError as error:
-            raise SystemExit(f"backupd: {error}") from error
+            raise StartFailed(f"backupd: {error}") from error
         Service.privilegedStartService(self)
 
     def startService(self) -> None:  # noqa: N802

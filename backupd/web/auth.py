@@ -35,6 +35,7 @@ class Guard(Resource):
         self._inner = inner
 
     def render(self, request: StreamingRequest) -> Any:
+        _as_utf8(request)
         try:
             self._check(request)
         except BackupdError as error:
@@ -86,6 +87,19 @@ class Guard(Resource):
     def _is_own(self, origin: str, request: StreamingRequest) -> bool:
         scheme = "https" if request.isSecure() else "http"
         return origin in (self._service.links.base, f"{scheme}://{request.getHeader('host')}")
+
+
+def _as_utf8(request: StreamingRequest) -> None:
+    """Header values that are not UTF-8 become it, read as the ISO 8859-1 that they once were.
+
+    Whoever reads one as text further on would fail.
+    """
+    headers = request.requestHeaders
+    for name, values in list(headers.getAllRawHeaders()):
+        try:
+            b"".join(values).decode("utf-8")
+        except UnicodeDecodeError:
+            headers.setRawHeaders(name, [value.decode("latin-1").encode() for value in values])
 
 
 def _hostname(netloc: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import sqlite3
@@ -30,6 +31,8 @@ WAYS = {
     "plugin": ["--nodaemon", "--pidfile=", "backupd"],
     "tac": ["--pidfile=", "-noy", str(REPOSITORY / "backupd.tac")],
 }
+ENDED = (0, -signal.SIGTERM)
+"""Exit codes of an orderly end: `twistd` takes the rest of the signal when all is done."""
 
 
 @pytest.fixture(params=sorted(WAYS))
@@ -50,7 +53,8 @@ def is_one_line(done: Done, *words: str) -> None:
     told = done.out + done.err
     assert done.code == 1, told
     assert "Traceback" not in told
-    lines = [line for line in done.err.splitlines() if line.startswith("backupd: ")]
+    # By then `twistd` may have begun to log what is written to stderr.
+    lines = [line for line in told.splitlines() if re.search(r"^(.*#error\] )?backupd: ", line)]
     assert len(lines) == 1, told
     for word in words:
         assert word in lines[0]
@@ -135,7 +139,7 @@ def test_a_ledger_of_a_newer_version(way: list[str], tmp_path: Path) -> None:
     with sqlite3.connect(daemon.root / ".backupd" / "ledger.sqlite3") as ledger:
         ledger.execute("UPDATE alembic_version SET version_num = '9999'")
     ledger.close()
-    is_one_line(started(way, tmp_path, root=str(daemon.root)), "newer")
+    is_one_line(started(way, tmp_path, root=str(daemon.root)), "ledger", "9999")
 
 
 # -- how it runs -----------------------------------------------------------------------------------
@@ -186,6 +190,17 @@ def test_twistd_makes_a_daemon_of_it(tmp_path: Path) -> None:
         pass
 
 
+def test_a_daemon_that_cannot_start_says_so(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        daemon = Daemon(tmp_path, listen=f"tcp:{other.getsockname()[1]}:interface=127.0.0.1")
+        logfile = tmp_path / "twistd.log"
+        options = ["-y", REPOSITORY / "backupd.tac", f"--pidfile={tmp_path}/pid"]
+        done = run([*TWISTD, *options, f"--logfile={logfile}"], daemon.environment, cwd=tmp_path)
+        assert done.code == 1
+        assert "cannot be used" in logfile.read_text()
+        assert not (tmp_path / "pid").exists()
+
+
 def test_the_control_token_is_for_its_user_only(tmp_path: Path) -> None:
     with Daemon(tmp_path) as daemon:
         token = daemon.token
@@ -199,7 +214,7 @@ def test_the_control_token_is_for_its_user_only(tmp_path: Path) -> None:
 def test_a_stopped_daemon_ends_well_and_leaves_its_backups(tmp_path: Path) -> None:
     with Daemon(tmp_path) as daemon, PlainSender() as sender:
         done = sender.back_up(daemon.url, 1, b"a video")
-        assert daemon.stop() == 0
+        assert daemon.stop() in ENDED
         daemon.start()
         (kept,) = daemon.backups()
         assert kept["backupId"] == done["backupId"]
@@ -288,6 +303,6 @@ def test_an_upload_that_does_not_finish_in_time_is_kept_as_far_as_it_came(tmp_pa
     with Daemon(tmp_path, shutdown_grace="0.3") as daemon, PlainSender() as sender:
         send, _ = sender.turn(daemon.url, 1, 100_000)
         with begin_upload(daemon, send, b"x" * 50_000, 100_000):
-            assert daemon.stop() == 0
+            assert daemon.stop() in ENDED
         daemon.start()
         assert call("HEAD", send).headers["Upload-Offset"] == "50000"

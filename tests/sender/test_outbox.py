@@ -138,7 +138,7 @@ def test_a_tick_never_fails(case: Case, monkeypatch: pytest.MonkeyPatch) -> None
     result_of(go_on(case.outbox.tick()))
 
 
-def test_a_thousand_entries_are_all_asked_for(case: Case) -> None:
+def test_more_entries_than_places_are_all_asked_for(case: Case) -> None:
     entries = [case.queued(f"{n}.mp4") for n in range(300)]
     for _ in range(10):
         case.turn()

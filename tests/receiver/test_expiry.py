@@ -1,0 +1,261 @@
+"""What time ends: no turn is held for ever, and no room."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from backupd.errors import LedgerFailed, NoSuchRequest, StorageFailed, UploadCut
+from backupd.receiver import transfer
+from backupd.receiver.transfer import Digests, Outcome
+from backupd.requests import Pending, Receiving
+from backupd.waiting import go_on
+from tests.receiver.world import (
+    ManualOff,
+    World,
+    WorldCase,
+    logged,
+    now,
+    set_attribute,
+    sha256,
+)
+
+LEASE = 600.0
+DAY = 86400.0
+
+
+class LeaseTests(WorldCase):
+    """OFFERED or RECEIVING without a byte for a whole lease gives its turn to another."""
+
+    def test_offered(self) -> None:
+        """Back in line, room and links kept, and no new deadline."""
+        request_id = self.world.offered()
+        deadline = self.world.request(request_id)
+        self.clock.advance(LEASE - 1)
+        self.world.sweep()
+        assert self.world.state(request_id) == "OFFERED"
+        self.clock.advance(1)
+        self.world.sweep()
+        request = self.world.request(request_id)
+        assert isinstance(request, Pending)
+        assert request.expires_at == getattr(deadline, "expires_at", None)
+        assert self.world.queue.busy() == {}
+        assert now(self.world.ledger.totals()).promised == request.ask.size
+
+    def test_turn_goes_to_another(self) -> None:
+        world = self.make("one", {"max_concurrent_transfers": 1})
+        first = world.offered(1)
+        world.admit(2, peer="http://c:1")
+        self.clock.advance(LEASE)
+        world.sweep()
+        world.tick()
+        assert world.state(first) == "PENDING"
+        assert len(world.offers.to("http://c:1")) == 1
+
+    def test_announced(self) -> None:
+        """ "I am starting" holds the turn for one lease, not for ever."""
+        request_id = self.world.offered()
+        self.clock.advance(LEASE - 1)
+        now(self.world.intake.announce(request_id))
+        self.clock.advance(LEASE - 1)
+        self.world.sweep()
+        assert self.world.state(request_id) == "RECEIVING"
+        self.clock.advance(1)
+        self.world.sweep()
+        assert self.world.state(request_id) == "PENDING"
+
+    def test_cut(self) -> None:
+        """After a cut the bytes are kept, and the upload goes on when it has a turn again."""
+        request_id = self.world.offered()
+        source = self.world.source(b"12", UploadCut("lost"))
+        self.raises(UploadCut, self.world.receive(request_id, source, 4))
+        self.clock.advance(LEASE)
+        self.world.sweep()
+        assert self.world.state(request_id) == "PENDING"
+        assert self.world.uploads()[0].offset == 2
+        self.world.check_accounts()
+        outcome = self.world.send(request_id, b"34", offset=2)
+        assert isinstance(outcome, Outcome)
+        assert outcome.sha256 == sha256(b"1234")
+
+    def test_silent(self) -> None:
+        """A connection that stays open without a byte loses its turn; what came is kept."""
+        request_id = self.world.offered()
+        source = self.world.source(b"12")
+        done = self.world.receive(request_id, source, 4)
+        self.clock.advance(LEASE)
+        self.world.sweep()
+        self.raises(UploadCut, done)
+        assert self.world.state(request_id) == "PENDING"
+        assert self.world.queue.busy() == {}
+        assert self.world.uploads()[0].offset == 2
+
+    def test_trickle(self) -> None:
+        """Bytes that come hold the turn, however few, and whether or not they are durable yet."""
+        request_id = self.world.offered()
+        source = self.world.source()
+        done = self.world.receive(request_id, source, 100)
+        for _ in range(100):
+            self.clock.advance(LEASE - 1)
+            self.world.sweep()
+            source.give(b"x")
+            self.world.sweep()
+            assert self.world.state(request_id) == "RECEIVING"
+        source.end()
+        assert isinstance(now(done), Outcome)
+
+    def test_rereading(self) -> None:
+        """Nor is the turn lost while it is we who read a kept prefix again."""
+        off = ManualOff()
+        world = self.make("manual", off=off)
+        request_id = world.offered(size=100)
+        first = world.receive(request_id, world.source(b"12", UploadCut("lost")), 4)
+        off.release_all()
+        self.raises(UploadCut, first)
+        world.intake._digests = Digests()
+        set_attribute(self, transfer, "REREAD", 1)
+        source = world.source(b"34", b"")
+        done = world.receive(request_id, source, 2, offset=2)
+        for _ in range(3):
+            off.release()
+            self.clock.advance(LEASE)
+            world.sweep()
+            assert world.state(request_id) == "RECEIVING"
+        off.release_all()
+        assert now(done).sha256 == sha256(b"1234")
+
+    def test_while_room_is_made(self) -> None:
+        """A lease that runs out while room is being allocated is not lost to another."""
+        off = ManualOff()
+        world = self.make("manual", {"max_concurrent_transfers": 1}, off=off)
+        request_id = world.offered(1)
+        world.admit(2, peer="http://c:1")
+        source = world.source(b"1234", b"")
+        done = world.receive(request_id, source, 4)
+        assert off.names == ["_create"]
+        request = world.request(request_id)
+        assert not isinstance(request, Pending)
+        self.clock.advance(LEASE)
+        sweeping = go_on(world.expiry.sweep())
+        world.tick()
+        assert world.offers.to("http://c:1") == []
+        off.release_all()
+        now(sweeping)
+        assert isinstance(now(done), Outcome)
+
+    def test_lease_begins_anew(self) -> None:
+        """Bytes that became durable begin a new lease."""
+        request_id = self.world.offered()
+        source = self.world.source()
+        done = self.world.receive(request_id, source, 4)
+        self.clock.advance(500)
+        source.give(b"12")
+        request = self.world.request(request_id)
+        assert isinstance(request, Receiving)
+        assert request.lease_until == self.clock.seconds() + LEASE
+        source.cut()
+        self.raises(UploadCut, done)
+
+
+class ExpiryTests(WorldCase):
+    """What has not ended a day after its last byte has: EXPIRED, and its room is free."""
+
+    def check_expired(self, request_id: str, world: World | None = None) -> None:
+        world = world or self.world
+        assert world.state(request_id) == "EXPIRED"
+        assert (world.uploads(), world.on_disk()) == ([], {})
+        totals = now(world.ledger.totals())
+        assert (totals.promised, totals.live) == (0, 0)
+        assert world.queue.busy() == {}
+
+    def test_cut(self) -> None:
+        """A day after its last byte, its bytes go."""
+        request_id = self.world.offered()
+        self.clock.advance(300)
+        source = self.world.source(b"12", UploadCut("lost"))
+        self.raises(UploadCut, self.world.receive(request_id, source, 4))
+        self.clock.advance(DAY - 1)
+        self.world.sweep()
+        assert self.world.state(request_id) == "PENDING"
+        self.clock.advance(1)
+        self.world.sweep()
+        self.check_expired(request_id)
+
+    def test_received(self) -> None:
+        """RECEIVED too, when nobody completes it."""
+        request_id = self.world.offered()
+        self.world.send(request_id, b"1234")
+        self.clock.advance(DAY - 1)
+        self.world.sweep()
+        assert self.world.state(request_id) == "RECEIVED"
+        self.clock.advance(1)
+        self.world.sweep()
+        self.check_expired(request_id)
+
+    def test_offered(self) -> None:
+        """One that is offered again and again, and never sends, ends too."""
+        request_id = self.world.offered()
+        for _ in range(300):
+            self.clock.advance(300)
+            self.world.sweep()
+            self.world.tick()
+        self.check_expired(request_id)
+
+    def test_bytes_keep_it(self) -> None:
+        """A slow upload lives as long as bytes come."""
+        request_id = self.world.offered()
+        source = self.world.source()
+        done = self.world.receive(request_id, source, 1000)
+        for _ in range(400):
+            self.clock.advance(400)
+            source.give(b"x")
+            self.world.sweep()
+            assert self.world.state(request_id) == "RECEIVING"
+        source.cut()
+        self.raises(UploadCut, done)
+
+
+class SweepTests(WorldCase):
+    def test_one_fails(self) -> None:
+        """One that cannot be ended does not keep the others."""
+        ids = [self.world.offered(video, peer=f"http://p{video}:1") for video in range(3)]
+        change = self.world.ledger.change
+
+        errors = [LedgerFailed("EIO"), ValueError("a defect")]
+
+        def faulty(request_id: str, *args: Any, **more: Any) -> Any:
+            if request_id == ids[0]:
+                raise errors[0]
+            return change(request_id, *args, **more)
+
+        set_attribute(self, self.world.ledger, "change", faulty)
+        while errors:
+            self.clock.advance(LEASE)
+            self.world.sweep()
+            errors.pop(0)
+        assert len(logged(self)) == 1
+        assert [self.world.state(one) for one in ids] == ["OFFERED", "PENDING", "PENDING"]
+
+    def test_bytes_cannot_go(self) -> None:
+        """Bytes that cannot be removed keep neither their request nor the others."""
+        ids = [self.world.offered(video) for video in (1, 2)]
+        for request_id in ids:
+            self.world.send(request_id, b"1234")
+
+        def discard(_: str) -> None:
+            raise StorageFailed("EIO")
+
+        set_attribute(self, self.world.storage, "discard", discard)
+        self.clock.advance(DAY)
+        self.world.sweep()
+        assert [self.world.state(one) for one in ids] == ["EXPIRED", "EXPIRED"]
+
+    def test_history(self) -> None:
+        """What ended is remembered for `history`, then forgotten."""
+        request_id = self.world.offered()
+        now(self.world.keeper.give_up(request_id))
+        self.clock.advance(90 * DAY - 1)
+        self.world.sweep()
+        assert self.world.state(request_id) == "FAILED"
+        self.clock.advance(3600)
+        self.world.sweep()
+        self.raises(NoSuchRequest, self.world.ledger.request(request_id))

@@ -1,0 +1,364 @@
+"""Keeping: one durable backup for every request that completes, whatever happens on the way."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from backupd.errors import (
+    AlreadyStored,
+    DigestMismatch,
+    Incomplete,
+    NoRoom,
+    NoSuchBackup,
+    Over,
+    StorageFailed,
+    UploadCut,
+)
+from backupd.interfaces import IFileSystem
+from backupd.requests import MAX_TRIES, Backup, Pending, Received, Stored, Storing
+from backupd.waiting import go_on
+from tests.receiver.world import ManualOff, World, WorldCase, logged, now, set_attribute, sha256
+from tests.storage.faulty import Crash, FaultyFileSystem, crashing_at, failing
+
+
+DATA = b"the bytes of a video" * 500
+
+
+class KeepingCase(WorldCase):
+    def received(self, world: World | None = None, **more: Any) -> str:
+        """A request whose bytes are all there."""
+        world = world or self.world
+        request_id = world.offered(**more)
+        world.send(request_id, DATA)
+        assert world.state(request_id) == "RECEIVED"
+        return request_id
+
+    def complete(self, request_id: str, **more: Any) -> Backup:
+        backup: Backup = now(self.world.keeper.complete(request_id, **more))
+        return backup
+
+    def content(self, backup: Backup, world: World | None = None) -> bytes:
+        world = world or self.world
+        return Path(world.root, backup.folder, backup.name).read_bytes()
+
+    def listed(self, world: World | None = None) -> list[Backup]:
+        found = now((world or self.world).ledger.backups(peer=None, video=None, after=0, limit=99))
+        return [backup for _, backup in found]
+
+
+class CompleteTests(KeepingCase):
+    def test_stored(self) -> None:
+        """The file has its own name, its description lies beside it, and the room is free."""
+        request_id = self.received(
+            file_name="holiday.mp4", content_type="video/mp4", size=10 * len(DATA)
+        )
+        backup = self.complete(request_id, size=len(DATA), sha256=sha256(DATA).upper())
+        assert self.content(backup) == DATA
+        assert backup.name == "holiday.mp4"
+        assert (backup.size, backup.sha256) == (len(DATA), sha256(DATA))
+        assert backup.content_type == "video/mp4"
+        folder = Path(self.world.root, backup.folder)
+        assert json.loads((folder / "backup.json").read_text())["sha256"] == sha256(DATA)
+        request = self.world.request(request_id)
+        assert isinstance(request, Stored)
+        assert request.backup_id == backup.backup_id
+        assert self.listed() == [backup]
+        totals = now(self.world.ledger.totals())
+        assert (totals.promised, totals.live) == (0, 0)
+        assert self.world.on_disk() == {}
+
+    def test_order(self) -> None:
+        """STORING is committed before the file moves, STORED after all of it is synced."""
+        off = ManualOff()
+        world = self.make("manual", off=off)
+        request_id = world.offered()
+        sent = world.receive(request_id, world.source(DATA, b""), len(DATA))
+        off.release_all()
+        now(sent)
+        done = go_on(world.keeper.complete(request_id))
+        assert off.names == ["keep"]
+        assert isinstance(world.request(request_id), Storing)
+        assert self.listed(world) == []
+        assert not done.called
+        off.release_all()
+        assert self.listed(world) == [now(done)]
+
+    def test_again(self) -> None:
+        """Saying it again gives the same answer."""
+        request_id = self.received()
+        first = self.complete(request_id)
+        self.clock.advance(1000)
+        assert self.complete(request_id) == first
+        assert self.complete(request_id, sha256="0" * 64) == first
+        assert len(self.listed()) == 1
+
+    def test_at_once(self) -> None:
+        """Said several times at once there is one backup, and one answer."""
+        off = ManualOff()
+        world = self.make("manual", off=off)
+        request_id = world.offered()
+        sent = world.receive(request_id, world.source(DATA, b""), len(DATA))
+        off.release_all()
+        now(sent)
+        done = [go_on(world.keeper.complete(request_id)) for _ in range(3)]
+        off.release_all()
+        assert len({now(one).backup_id for one in done}) == 1
+        assert len(self.listed(world)) == 1
+
+    def test_incomplete(self) -> None:
+        """Bytes are missing: how many there are, and nothing is lost."""
+        request_id = self.world.offered(size=len(DATA))
+        error = self.raises(Incomplete, self.world.keeper.complete(request_id))
+        assert (error.received, error.expected) == (0, None)
+        source = self.world.source(DATA[:100])
+        done = self.world.receive(request_id, source, len(DATA))
+        error = self.raises(Incomplete, self.world.keeper.complete(request_id))
+        assert (error.received, error.expected) == (100, len(DATA))
+        source.cut()
+        self.raises(UploadCut, done)
+        error = self.raises(Incomplete, self.world.keeper.complete(request_id))
+        assert (error.received, error.expected) == (100, len(DATA))
+        self.world.send(request_id, DATA[100:], offset=100)
+        assert self.content(self.complete(request_id)) == DATA
+
+    def test_newest_whole_one(self) -> None:
+        """Of several whole uploads the newest is stored; the others go."""
+        request_id = self.received(size=4 * len(DATA))
+        self.world.send(request_id, DATA[::-1])
+        assert self.content(self.complete(request_id)) == DATA[::-1]
+        assert self.world.on_disk() == {}
+
+    def test_whole_beside_cut(self) -> None:
+        """A whole upload can be stored though a later one was cut, also when its turn is gone."""
+        for lapse in (False, True):
+            world = self.make(str(lapse))
+            request_id = self.received(world, size=4 * len(DATA))
+            source = world.source(b"x", UploadCut("lost"))
+            self.raises(UploadCut, world.receive(request_id, source, len(DATA)))
+            if lapse:
+                self.clock.advance(601)
+                world.sweep()
+                assert world.state(request_id) == "PENDING"
+            backup = now(world.keeper.complete(request_id))
+            assert self.content(backup, world) == DATA
+            assert world.on_disk() == {}
+            assert world.queue.busy() == {}
+
+    def test_wrong_beside_cut(self) -> None:
+        """The same when it is not the one that was meant."""
+        request_id = self.received(size=4 * len(DATA))
+        source = self.world.source(b"x", UploadCut("lost"))
+        self.raises(UploadCut, self.world.receive(request_id, source, len(DATA)))
+        self.clock.advance(601)
+        self.world.sweep()
+        self.raises(DigestMismatch, self.world.keeper.complete(request_id, size=1))
+        assert self.world.state(request_id) == "PENDING"
+        assert self.world.on_disk() == {}
+
+    def test_nameless(self) -> None:
+        """Without any name the file is named after its video and media type."""
+        request_id = self.received(video=7, content_type="video/mp4")
+        assert self.complete(request_id).name == "video-7.mp4"
+
+    def test_hostile_name(self) -> None:
+        """What the client calls it stays within its folder."""
+        request_id = self.received(file_name="../../../etc/passwd")
+        backup = self.complete(request_id)
+        assert "/" not in backup.name
+        assert backup.file_name == "../../../etc/passwd"
+        assert self.content(backup) == DATA
+
+
+class DisagreeTests(KeepingCase):
+    """What the sender says of the bytes is not what arrived."""
+
+    def check_back_in_line(self, request_id: str, tries: int) -> None:
+        request = self.world.request(request_id)
+        assert isinstance(request, Pending)
+        assert (request.tries, request.accepted) == (tries, True)
+        assert (self.world.uploads(), self.world.on_disk()) == ([], {})
+        assert now(self.world.ledger.totals()).promised == request.ask.size
+        assert self.world.queue.busy() == {}
+
+    def test_size(self) -> None:
+        request_id = self.received()
+        self.raises(DigestMismatch, self.world.keeper.complete(request_id, size=len(DATA) + 1))
+        self.check_back_in_line(request_id, 1)
+
+    def test_digest(self) -> None:
+        request_id = self.received()
+        wrong = sha256(b"other")
+        self.raises(DigestMismatch, self.world.keeper.complete(request_id, sha256=wrong))
+        self.check_back_in_line(request_id, 1)
+
+    def test_asked_again_with_another(self) -> None:
+        """The digest of a later ask counts too."""
+        request_id = self.received()
+        self.world.admit(sha256=sha256(b"other"))
+        self.raises(DigestMismatch, self.world.keeper.complete(request_id))
+        self.check_back_in_line(request_id, 1)
+
+    def test_too_often(self) -> None:
+        """After five such tries it is FAILED, and its room is free."""
+        request_id = self.received()
+        for tries in range(1, MAX_TRIES):
+            self.raises(DigestMismatch, self.world.keeper.complete(request_id, size=1))
+            self.check_back_in_line(request_id, tries)
+            self.world.tick()
+            self.world.send(request_id, DATA)
+        self.raises(DigestMismatch, self.world.keeper.complete(request_id, size=1))
+        assert self.world.state(request_id) == "FAILED"
+        assert self.world.on_disk() == {}
+        assert now(self.world.ledger.totals()).promised == 0
+        self.raises(Over, self.world.keeper.complete(request_id))
+
+    def test_tries_add_up(self) -> None:
+        """Tries at the upload's end and at ``complete-backup`` count together."""
+        request_id = self.world.offered()
+        for _ in range(MAX_TRIES - 1):
+            work = self.world.receive(
+                request_id, self.world.source(DATA, b""), digests={"sha-256": bytes(32)}
+            )
+            self.raises(DigestMismatch, work)
+        self.world.send(request_id, DATA)
+        self.raises(DigestMismatch, self.world.keeper.complete(request_id, size=1))
+        assert self.world.state(request_id) == "FAILED"
+
+    def test_right_after_wrong(self) -> None:
+        request_id = self.received()
+        self.raises(DigestMismatch, self.world.keeper.complete(request_id, size=1))
+        self.world.tick()
+        self.world.send(request_id, DATA)
+        assert self.content(self.complete(request_id)) == DATA
+
+
+class GivenUpTests(KeepingCase):
+    def test_any_state(self) -> None:
+        """``success: false``: FAILED, bytes gone, room free; again is harmless."""
+        waiting = self.world.admit(1, peer="http://c:1").ask.request_id
+        self.world.tick()
+        offered = self.world.offered(3)
+        received = self.received(video=4)
+        for request_id in (waiting, offered, received):
+            for _ in range(2):
+                now(self.world.keeper.give_up(request_id))
+                assert self.world.state(request_id) == "FAILED"
+        assert self.world.on_disk() == {}
+        assert self.world.queue.busy() == {}
+        assert now(self.world.ledger.totals()).promised == 0
+
+    def test_at_once(self) -> None:
+        """Two that say it at the same time hear the same."""
+        off = ManualOff()
+        world = self.make("manual", off=off)
+        request_id = world.offered()
+        done = world.receive(request_id, world.source(b"12"), 4)
+        off.release()
+        both = [go_on(world.keeper.give_up(request_id)) for _ in range(2)]
+        off.release_all()
+        for one in both:
+            now(one)
+        self.raises(UploadCut, done)
+
+    def test_after_stored(self) -> None:
+        """It deletes nothing."""
+        request_id = self.received()
+        backup = self.complete(request_id)
+        self.raises(AlreadyStored, self.world.keeper.give_up(request_id))
+        assert self.content(backup) == DATA
+        assert self.listed() == [backup]
+
+    def test_after_expired(self) -> None:
+        request_id = self.received()
+        self.clock.advance(86401)
+        self.world.sweep()
+        self.raises(Over, self.world.keeper.give_up(request_id))
+        self.raises(Over, self.world.keeper.complete(request_id))
+
+
+class CrashTests(KeepingCase):
+    """Whatever step it crashes at, it goes forward from STORING and back to RECEIVED before."""
+
+    def crash_at(self, crash: int) -> bool:
+        """Crash at this call of the file system; whether there was one."""
+        root = Path(self.folder, f"crash{crash}")
+        root.mkdir()
+        url = f"sqlite:///{self.folder}/ledger{crash}"
+        fs = FaultyFileSystem(str(root))
+        world = self.make(root.name, ledger_url=url, fs=cast(IFileSystem, fs))
+        request_id = self.received(world, file_name="a.mp4")
+        fs.fault = crashing_at(fs.calls + crash)
+        crashed = False
+        try:
+            now(world.keeper.complete(request_id))
+        except Crash:
+            crashed = True
+        now(world.ledger.close())
+        fs.close_all()
+        world = world.restart()
+        assert world.state(request_id) == "STORED"
+        backup = now(world.keeper.complete(request_id))
+        assert self.listed(world) == [backup]
+        assert self.content(backup, world) == DATA
+        files = [name for _, _, names in os.walk(root) for name in names]
+        assert sorted(files) == ["a.mp4", "backup.json"]
+        assert now(world.ledger.totals()).live == 0
+        now(world.ledger.close())
+        return crashed
+
+    def test_every_step(self) -> None:
+        crash = 0
+        while self.crash_at(crash):
+            crash += 1
+        assert crash > 20
+
+    def test_before_storing(self) -> None:
+        """A crash before STORING was committed leaves RECEIVED, to be completed again."""
+        world = self.make("file", ledger_url=f"sqlite:///{self.folder}/ledger")
+        request_id = self.received(world)
+        now(world.ledger.close())
+        world = world.restart()
+        assert isinstance(world.request(request_id), Received)
+        world.check_accounts()
+        assert self.content(now(world.keeper.complete(request_id)), world) == DATA
+
+
+class StuckTests(KeepingCase):
+    """The volume fails while a backup is being stored."""
+
+    def faulty(self) -> tuple[World, FaultyFileSystem, str]:
+        root = Path(self.folder, "faulty")
+        root.mkdir()
+        fs = FaultyFileSystem(str(root))
+        world = self.make("faulty", fs=cast(IFileSystem, fs))
+        return world, fs, self.received(world)
+
+    def test_next_sweep(self) -> None:
+        """It stays STORING, and the next sweep brings it to its end."""
+        world, fs, request_id = self.faulty()
+        fs.fault = failing(errno.ENOSPC, "mkdir")
+        self.raises(NoRoom, world.keeper.complete(request_id))
+        assert world.state(request_id) == "STORING"
+        world.sweep()
+        assert world.state(request_id) == "STORING"
+        self.raises(AlreadyStored, world.keeper.give_up(request_id))
+        fs.fault = lambda number, function, path: None
+        world.sweep()
+        assert world.state(request_id) == "STORED"
+        assert self.listed(world) == [now(world.keeper.complete(request_id))]
+
+    def test_said_again(self) -> None:
+        """Saying it again goes on with the same backup."""
+        world, fs, request_id = self.faulty()
+        fs.fault = failing(errno.EIO, "rename")
+        self.raises(StorageFailed, world.keeper.complete(request_id))
+        request = world.request(request_id)
+        assert isinstance(request, Storing)
+        fs.fault = lambda number, function, path: None
+        assert now(world.keeper.complete(request_id)) == request.backup
