@@ -82,12 +82,12 @@ class FileBody:
 
         Raises `FileGone`, `FileChanged` when it is not the file that was recorded, and `OSError`.
         """
+        self._progress(offset)
         await self._alone(self._open)
         while self._read_to < offset and not self._stopped:
             await self._alone(self._read, min(offset - self._read_to, 8 * BLOCK))
         self._sent = offset
         self.length = self._size - offset
-        self._progress(offset)
 
     async def close(self) -> None:
         """Let go of the file once nothing reads it any more. Again is harmless."""

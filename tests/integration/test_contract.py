@@ -247,8 +247,12 @@ def test_the_bytes_go_in_a_form(
 ) -> None:
     send, complete = sender.turn(receiver.url, video, len(BYTES))
     field, file = ("videoId", None, str(video).encode()), ("video", "Käse.mp4", BYTES)
-    parts = {"before": [field, file], "after": [file, field], "none": [file]}[order]
-    body, headers = form(*parts)
+    parts: dict[str, list[tuple[str, str | None, bytes]]] = {
+        "before": [field, file],
+        "after": [file, field],
+        "none": [file],
+    }
+    body, headers = form(*parts[order])
     answer = call("POST", send, body, headers)
     assert (answer.status, answer.json["sha256"]) == (200, SHA)
     done = call("POST", complete, {"videoId": video, "success": True}).json
@@ -263,7 +267,8 @@ def test_a_form_for_another_video_is_400(
 ) -> None:
     send, _ = sender.turn(receiver.url, video, len(BYTES))
     field, file = ("videoId", None, b"999999"), ("video", "v", BYTES)
-    body, headers = form(*([field, file] if order == "before" else [file, field]))
+    first, second = (field, file) if order == "before" else (file, field)
+    body, headers = form(first, second)
     is_problem(call("POST", send, body, headers), 400, "videoId")
 
 

@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 
 from tests.integration.daemons import CLIP, Daemon, call, wait_until
-from tests.integration.plain import COMPLETE, SEND, Listener, PlainReceiver, PlainSender, sha256
+from tests.integration.plain import (
+    COMPLETE,
+    LINK,
+    SEND,
+    Listener,
+    PlainReceiver,
+    PlainSender,
+    sha256,
+)
 
 BARE = "/api/v1/backup/serverAisReadyForBackup"
 
@@ -116,18 +124,11 @@ def test_a_notice_that_nobody_asked_for_moves_no_byte(daemon: Daemon) -> None:
 def test_a_notice_whose_links_lead_elsewhere_moves_no_byte(daemon: Daemon) -> None:
     listener = Listener()
     with PlainReceiver() as plain:
-        notices: list[Any] = []
-        plain._asked = lambda message: (
-            notices.append(message)
-            or {  # type: ignore[method-assign, func-returns-value]
-                "success": True,
-                "message": "yes",
-            }
-        )
+        plain.calls_back = False
         assert daemon.ctl("send", CLIP, "--to", plain.url, "--video-id", "24", "--detach").code == 0
-        wait_until(lambda: notices, "room has been asked for")
+        wait_until(lambda: plain.asks, "room has been asked for")
         wait_until(lambda: entry(daemon, 24)["state"] == "WAITING", "the answer is known")
-        link = "/" + notices[0]["linkForServerAtoNoticeServerBWhenServerAIsReady"].split("/", 3)[3]
+        link = "/" + plain.asks[0][LINK].split("/", 3)[3]
         own, other = f"{plain.url}/api/v1/backup", listener.url
         for send, complete in (
             (f"{other}/s", f"{other}/c"),
@@ -156,11 +157,8 @@ def test_a_notice_whose_links_lead_elsewhere_moves_no_byte(daemon: Daemon) -> No
 
 def test_a_notice_said_twice_sends_once(daemon: Daemon) -> None:
     with PlainReceiver(sha256) as plain:
-        links: list[Any] = []
-        real = plain._asked
-        plain._asked = lambda message: links.append(message) or real(message)  # type: ignore[method-assign, func-returns-value]
         assert daemon.ctl("send", CLIP, "--to", plain.url, "--video-id", "26").code == 0
-        path = "/" + links[0]["linkForServerAtoNoticeServerBWhenServerAIsReady"].split("/", 3)[3]
+        path = "/" + plain.asks[0][LINK].split("/", 3)[3]
         own = f"{plain.url}/api/v1/backup"
         notice = {"videoId": 26, SEND: f"{own}/receive-backup/x", COMPLETE: f"{own}/c"}
         assert daemon.call("POST", path, notice).status == 202

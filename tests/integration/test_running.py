@@ -165,7 +165,12 @@ def test_twistd_makes_a_daemon_of_it(tmp_path: Path) -> None:
     """Without -n it goes to the background, works, and SIGTERM leaves nothing of it."""
     daemon = Daemon(tmp_path)
     pidfile, logfile = tmp_path / "twistd.pid", tmp_path / "twistd.log"
-    options = ["-y", REPOSITORY / "backupd.tac", "--pidfile", pidfile, "--logfile", logfile]
+    options = [
+        "-y",
+        str(REPOSITORY / "backupd.tac"),
+        f"--pidfile={pidfile}",
+        f"--logfile={logfile}",
+    ]
     done = run([*TWISTD, *options], daemon.environment, cwd=tmp_path)
     assert done.code == 0, done.out + done.err
     pid = int(wait_until(lambda: pidfile.exists() and pidfile.read_text(), "it has a pid file"))
@@ -194,7 +199,7 @@ def test_a_daemon_that_cannot_start_says_so(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         daemon = Daemon(tmp_path, listen=f"tcp:{other.getsockname()[1]}:interface=127.0.0.1")
         logfile = tmp_path / "twistd.log"
-        options = ["-y", REPOSITORY / "backupd.tac", f"--pidfile={tmp_path}/pid"]
+        options = ["-y", str(REPOSITORY / "backupd.tac"), f"--pidfile={tmp_path}/pid"]
         done = run([*TWISTD, *options, f"--logfile={logfile}"], daemon.environment, cwd=tmp_path)
         assert done.code == 1
         assert "cannot be used" in logfile.read_text()

@@ -3,42 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
-
-import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from backupd.errors import (
-    AlreadyStored,
-    DigestMismatch,
-    Invalid,
-    NotYourTurn,
-    OffsetMismatch,
-    Over,
     ShuttingDown,
-    TooLarge,
     UploadCut,
-    UploadHeld,
 )
-from backupd.interfaces import Upload
 from backupd.receiver import transfer
-from backupd.receiver.intake import SILENCE
 from backupd.receiver.transfer import Digests, Outcome
-from backupd.requests import MAX_TRIES, Received, Receiving, Storing
 from backupd.waiting import go_on
 from tests.receiver.world import (
-    KIB,
     ManualOff,
-    Place,
-    World,
     WorldCase,
     logged,
     now,
     set_attribute,
     sha256,
 )
-
 
 DATA = bytes(range(256)) * 40
 

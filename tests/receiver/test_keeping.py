@@ -8,14 +8,11 @@ import os
 from pathlib import Path
 from typing import Any, cast
 
-import pytest
-
 from backupd.errors import (
     AlreadyStored,
     DigestMismatch,
     Incomplete,
     NoRoom,
-    NoSuchBackup,
     Over,
     StorageFailed,
     UploadCut,
@@ -23,9 +20,8 @@ from backupd.errors import (
 from backupd.interfaces import IFileSystem
 from backupd.requests import MAX_TRIES, Backup, Pending, Received, Stored, Storing
 from backupd.waiting import go_on
-from tests.receiver.world import ManualOff, World, WorldCase, logged, now, set_attribute, sha256
+from tests.receiver.world import ManualOff, World, WorldCase, now, sha256
 from tests.storage.faulty import Crash, FaultyFileSystem, crashing_at, failing
-
 
 DATA = b"the bytes of a video" * 500
 

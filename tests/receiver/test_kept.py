@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 from pathlib import Path
 from typing import Any, cast
@@ -11,21 +10,15 @@ from typing import Any, cast
 import pytest
 
 from backupd.errors import (
-    AlreadyStored,
-    DigestMismatch,
-    Incomplete,
-    NoRoom,
     NoSuchBackup,
-    Over,
     StorageFailed,
-    UploadCut,
 )
 from backupd.interfaces import IFileSystem
-from backupd.requests import MAX_TRIES, Backup, Pending, Received, Stored, Storing
+from backupd.requests import Backup
 from backupd.waiting import go_on
-from tests.receiver.test_keeping import KeepingCase
-from tests.receiver.world import ManualOff, World, WorldCase, logged, now, set_attribute, sha256
-from tests.storage.faulty import Crash, FaultyFileSystem, crashing_at, failing
+from tests.receiver.test_keeping import DATA, KeepingCase
+from tests.receiver.world import ManualOff, logged, now, set_attribute
+from tests.storage.faulty import FaultyFileSystem, failing
 
 
 class VerifyTests(KeepingCase):

@@ -3,37 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
-import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    invariant,
-    precondition,
-    rule,
-    run_state_machine_as_test,
-)
-from twisted.trial.unittest import SynchronousTestCase
-
-from backupd.errors import LedgerFailed, NotYourTurn, PeerFailed
-from backupd.interfaces import Line
-from backupd.receiver import queue as queue_module
-from backupd.receiver.queue import PATIENCE, choose
-from backupd.requests import Ask, Offered, Pending, Receiving, lapsed, receiving, rejected
-from backupd.waiting import go_on
+from backupd.errors import LedgerFailed, PeerFailed
+from backupd.requests import Offered
 from tests.receiver.world import (
     DEAD,
-    KIB,
-    START,
     Answer,
-    ManualOff,
-    Place,
-    World,
     WorldCase,
     logged,
     now,

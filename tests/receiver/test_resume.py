@@ -10,35 +10,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backupd.errors import (
-    AlreadyStored,
-    DigestMismatch,
-    Invalid,
     NotYourTurn,
     OffsetMismatch,
-    Over,
-    ShuttingDown,
     TooLarge,
     UploadCut,
-    UploadHeld,
 )
 from backupd.interfaces import Upload
 from backupd.receiver import transfer
 from backupd.receiver.intake import SILENCE
 from backupd.receiver.transfer import Digests, Outcome
-from backupd.requests import MAX_TRIES, Received, Receiving, Storing
-from backupd.waiting import go_on
+from backupd.requests import Receiving
 from tests.receiver.world import (
-    KIB,
     ManualOff,
     Place,
     World,
     WorldCase,
-    logged,
     now,
     set_attribute,
     sha256,
 )
-
 
 DATA = bytes(range(256)) * 40
 

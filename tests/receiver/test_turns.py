@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -20,11 +18,8 @@ from hypothesis.stateful import (
 )
 from twisted.trial.unittest import SynchronousTestCase
 
-from backupd.errors import LedgerFailed, NotYourTurn, PeerFailed
-from backupd.interfaces import Line
-from backupd.receiver import queue as queue_module
-from backupd.receiver.queue import PATIENCE, choose
-from backupd.requests import Ask, Offered, Pending, Receiving, lapsed, receiving, rejected
+from backupd.errors import NotYourTurn
+from backupd.requests import Offered, Pending, Receiving, lapsed, receiving, rejected
 from backupd.waiting import go_on
 from tests.receiver.world import (
     DEAD,
@@ -37,7 +32,6 @@ from tests.receiver.world import (
     WorldCase,
     logged,
     now,
-    set_attribute,
 )
 
 
