@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, delete, insert, select, text, update
+from sqlalchemy import Connection, and_, delete, func, insert, not_, select, text, update
 
 from backupd.errors import LedgerFailed, NoSuchEntry
 from backupd.interfaces import Entry
@@ -95,5 +95,14 @@ def due(connection: Connection, now: float, limit: int, without: Sequence[str]) 
 
 
 def purge(connection: Connection, before: float, limit: int) -> int:
-    old = select(_e.seq).where(text("over"), _e.changed_at < before).limit(limit)
+    """Forget what ended before then, but not that a file was stored: it would be sent again."""
+    later = entries.alias()
+    newest = select(func.max(later.c.seq)).where(later.c.path == _e.path).scalar_subquery()
+    stored = and_(_e.state.in_(("VERIFIED", "UNVERIFIED")), _e.seq == newest)
+    old = (
+        select(_e.seq)
+        .where(text("entries.over"), _e.changed_at < before, not_(stored))
+        .order_by(_e.changed_at)
+        .limit(limit)
+    )
     return connection.execute(delete(entries).where(_e.seq.in_(old))).rowcount

@@ -192,3 +192,12 @@ class ListTests(LedgerCase):
         assert result_of(self.ledger.purge(before=NOW, limit=10)) == 1
         left = result_of(self.ledger.entries(over=None, after=0, limit=9))
         assert [entry.entry_id for _, entry in left] == ["entry-1", "entry-3"]
+
+    def test_purge_remembers_what_was_sent(self) -> None:
+        """That a file was stored is not forgotten, or a watched folder would send it again."""
+        old = {"state": "VERIFIED", "changed_at": NOW - 9, "path": "/srv/videos/a.mp4"}
+        result_of(self.ledger.enqueue(an_entry("1", **old)))
+        result_of(self.ledger.enqueue(an_entry("2", **old)))
+        assert result_of(self.ledger.purge(before=NOW, limit=10)) == 1
+        left = result_of(self.ledger.entries(over=None, after=0, limit=9))
+        assert [entry.entry_id for _, entry in left] == ["entry-2"]

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.integration.contract import is_problem
 from tests.integration.daemons import Answer, Daemon, answer_on, call, exchange
 from tests.integration.plain import LINK, PlainSender, octets
-from tests.integration.test_contract import is_problem
 
 ASK = "/api/v1/backup/can-accept-backup"
 ROUTES = {

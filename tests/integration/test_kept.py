@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
+from tests.integration.contract import is_problem
 from tests.integration.daemons import Answer, Daemon, call, exchange, wait_until
 from tests.integration.plain import PlainSender
-from tests.integration.test_contract import is_problem
 
 DATA = bytes(range(256)) * 4000
 SIZE = len(DATA)
