@@ -92,7 +92,8 @@ class WrongState(BackupdError):
     """A step was tried from a state that it does not leave."""
 
     def __init__(self, step: str, state: str) -> None:
-        super().__init__(f"A backup request that is {state} cannot be {step}.")
+        shown = "being stored" if state == "STORING" else state
+        super().__init__(f"A backup request that is {shown} cannot be {step}.")
         self.step = step
         self.state = state
 

@@ -95,6 +95,9 @@ class IUpload(Interface):
     def allocate(length: int) -> None:
         """Turn ``length`` bytes from the start into blocks that can no longer be refused."""
 
+    def occupied() -> int:
+        """Bytes that the volume counts as used by it."""
+
     def write(pieces: Sequence[bytes], offset: int) -> None:
         """Put all of ``pieces``, one behind the other, at ``offset``."""
 
@@ -359,8 +362,20 @@ class ILedger(Interface):
     def overdue(*, now: float, limit: int) -> Deferred[list[Live]]:
         """Live requests whose lease or time is up, and those that stand in STORING."""
 
+    def given_up(*, now: float, limit: int) -> Deferred[list[Pending]]:
+        """Requests in lines whose offers have failed until nobody is expected any more.
+
+        Each has that moment in ``expires_at`` if it has none of its own.
+        """
+
     def totals() -> Deferred[Totals]:
         """The sums as they stand."""
+
+    def trouble() -> Deferred[str | None]:
+        """Why nothing can be committed, in a sentence; None when the last commit succeeded.
+
+        After one that failed it tries to write something first.
+        """
 
     def uploads(request_id: str | None) -> Deferred[list[Upload]]:
         """The uploads of a request, or all there are; oldest first."""

@@ -11,7 +11,7 @@ import os
 import stat
 from collections.abc import Callable
 
-from backupd.errors import SettingsError
+from backupd.errors import SettingsError, StorageFailed
 from backupd.settings import Settings
 
 __all__ = ["OwnFolder", "read_token"]
@@ -35,13 +35,20 @@ def read_token(path: str) -> str:
 
 
 class OwnFolder:
-    """Claims the root for one daemon. ``new_token`` makes a token at the first start."""
+    """Claims the root for one daemon. ``new_token`` makes a token at the first start.
 
-    def __init__(self, settings: Settings, new_token: Callable[[], str]) -> None:
+    ``ledger`` is the path of the ledger's file, None when it has none.
+    """
+
+    def __init__(
+        self, settings: Settings, new_token: Callable[[], str], ledger: str | None = None
+    ) -> None:
         self._settings = settings
         self._new_token = new_token
         self._lock: int | None = None
         self._token = ""
+        folder = os.path.dirname(os.path.abspath(ledger)) if ledger else settings.own_folder
+        self._ledger_folder = folder
 
     def claim(self) -> None:
         """Make the folder, lock it and read the token. Raises `SettingsError`."""
@@ -53,7 +60,7 @@ class OwnFolder:
             )
         except OSError as error:
             raise SettingsError(
-                "root", f"{settings.root} cannot be written: {error.strerror}"
+                "root", f"cannot be written ({error.strerror}): {settings.root}"
             ) from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -86,7 +93,7 @@ class OwnFolder:
                 os.close(handle)
             os.rename(new, path)
         except OSError as error:
-            raise SettingsError("root", f"{path} cannot be written: {error.strerror}") from error
+            raise SettingsError("root", f"cannot be written ({error.strerror}): {path}") from error
         return token
 
     def is_token(self, token: str) -> bool:
@@ -95,8 +102,13 @@ class OwnFolder:
         return bool(self._token) and hmac.compare_digest(given, self._token.encode())
 
     def free(self) -> int:
-        """Bytes free on the volume that this folder is on; blocks."""
-        volume = os.statvfs(self._settings.own_folder)
+        """Bytes free on the volume that the ledger is on; blocks. Raises `StorageFailed`."""
+        try:
+            volume = os.statvfs(self._ledger_folder)
+        except OSError as error:
+            raise StorageFailed(
+                f"Could not ask for the room on the ledger's volume: {error.strerror}."
+            ) from error
         return volume.f_bavail * volume.f_frsize
 
     def release(self) -> None:

@@ -29,6 +29,7 @@ __all__ = [
     "Stored",
     "Storing",
     "VideoId",
+    "abandoned",
     "asked_again",
     "ended",
     "expired",
@@ -229,7 +230,11 @@ def asked_again(request: BackupRequest, *, ask: Ask, now: float) -> Live:
         sha256=ask.sha256 or (old.sha256 if ask.size == old.size else None),
     )
     if isinstance(alive, Pending):
-        return replace(alive, ask=ask, due_at=min(alive.due_at, now), attempts=0)
+        # Who asks is there: offers begin anew, and so does the time for them.
+        expires_at = alive.expires_at if alive.accepted else None
+        return replace(
+            alive, ask=ask, due_at=min(alive.due_at, now), attempts=0, expires_at=expires_at
+        )
     return replace(alive, ask=ask)
 
 
@@ -378,10 +383,29 @@ def ended(request: BackupRequest, kind: type[E], *, reason: str, now: float) -> 
     return kind(ask=alive.ask, reason=reason, ended_at=now)
 
 
-def expired(request: BackupRequest, *, now: float) -> BackupRequest:
-    """EXPIRED if its time is up, else as it was."""
+def abandoned(request: BackupRequest, *, reason: str, now: float) -> Failed:
+    """The only way out of STORING but forward: its bytes are gone and its time is up."""
+    alive = live(request, "abandoned")
+    if not isinstance(alive, Storing):
+        raise WrongState("abandoned", state_name(alive))
+    return Failed(ask=alive.ask, reason=reason, ended_at=now)
+
+
+def expired(
+    request: BackupRequest, *, now: float, line_until: float | None = None
+) -> BackupRequest:
+    """EXPIRED if its time is up, else as it was.
+
+    ``line_until`` is when the time of everything in its line is up, for a request that was never
+    offered because the offers to others in that line fail.
+    """
     alive = live(request, "expired")
-    if isinstance(alive, Storing) or alive.expires_at is None or alive.expires_at > now:
+    if isinstance(alive, Storing):
+        return alive
+    until = alive.expires_at
+    if until is None and isinstance(alive, Pending):
+        until = line_until
+    if until is None or until > now:
         return alive
     return ended(
         alive,

@@ -9,9 +9,14 @@ from typing import Any, Protocol
 
 from twisted.application.service import Service
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.endpoints import serverFromString
-from twisted.internet.interfaces import IListeningPort, IProtocolFactory
+from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import (
+    IDelayedCall,
+    IListeningPort,
+    IProtocolFactory,
+)
 from twisted.internet.task import LoopingCall
 from twisted.logger import ILogObserver, Logger
 from twisted.python.components import Componentized
@@ -38,7 +43,7 @@ from backupd.requests import (
 )
 from backupd.sender.outbox import Outbox
 from backupd.settings import Settings
-from backupd.waiting import go_on
+from backupd.waiting import Round, go_on
 
 __all__ = ["BackupService", "Chance", "Running"]
 
@@ -165,11 +170,11 @@ class BackupService(Service):
         self._ports: list[IListeningPort] = []
         self._prepared = False
         self._starting: Deferred[None] = succeed(None)
-        self._loop = LoopingCall(self._tick, True)
+        self._looks = [Round(job, reactor) for job in (self.queue.tick, self.outbox.tick)]
+        self._sweep = Round(self.expiry.sweep, reactor)
+        self._loop = LoopingCall(self._tick)
         self._loop.clock = reactor
-        self._round: Deferred[None] | None = None
-        self._again: bool | None = None
-        self._nudged = False
+        self._nudged: IDelayedCall | None = None
 
     # -- state ------------------------------------------------------------------------------------
 
@@ -187,36 +192,18 @@ class BackupService(Service):
 
     def nudge(self) -> None:
         """Look at queue and outbox at once, instead of at the next tick."""
-        if not self._nudged and self.ready:
-            self._nudged = True
-            self.reactor.callLater(0, self._tick, False)
+        if self._nudged is None and self.ready and self.running:
+            self._nudged = self.reactor.callLater(0, self._look)
 
-    def _tick(self, sweep: bool) -> None:
-        """One look; never raises, never overlaps itself. ``sweep`` also ends what is overdue."""
-        self._nudged = False
-        if not self.ready:
-            return
-        if self._round is not None:
-            self._again = bool(self._again) or sweep
-            return
-        self._round = go_on(self._look(sweep))
-        self._round.addBoth(self._looked)
+    def _tick(self) -> None:
+        """Look, and begin to end what is overdue; never raises, waits for nothing."""
+        self._look()
+        self._sweep.run()
 
-    def _looked(self, _: object) -> None:
-        self._round = None
-        again, self._again = self._again, None
-        if again is not None:
-            self.reactor.callLater(0, self._tick, again)
-
-    async def _look(self, sweep: bool) -> None:
-        jobs: list[Callable[[], Stage]] = [self.queue.tick, self.outbox.tick]
-        for job in [self.expiry.sweep, *jobs] if sweep else jobs:
-            try:
-                await job()
-            except BackupdError as error:
-                self._log.error("the loop goes on after: {why}", why=str(error))
-            except Exception:
-                self._log.failure("the loop goes on after a defect")
+    def _look(self) -> None:
+        self._nudged = None
+        for look in self._looks:
+            look.run()
 
     # -- starting ---------------------------------------------------------------------------------
 
@@ -227,18 +214,20 @@ class BackupService(Service):
         Service.setServiceParent(self, parent)
 
     def prepare(self) -> None:
-        """Claim the root, open the ledger, listen. Blocks; before the reactor runs.
+        """Claim the root, listen, open the ledger. Blocks; before the reactor runs.
 
         Raises `SettingsError` or another `BackupdError`, and has then let go of everything.
         """
         self.own.claim()
         try:
             self.storage.prepare()
-            self.ledger.open()
             self._listen()
+            # The last step: closing it takes threads, which do not run yet.
+            self.ledger.open()
         except BaseException:
             for port in self._ports:
                 port.stopListening()
+            self._ports.clear()
             self.own.release()
             raise
         self._prepared = True
@@ -257,8 +246,9 @@ class BackupService(Service):
                 ) from error
             listening.addCallbacks(self._ports.append, failures.append)
             if failures:
+                # The cause comes first: `twistd` cuts what it says of a start in the background.
                 raise SettingsError(
-                    "listen", f"{description!r} cannot be used: {failures[0].getErrorMessage()}"
+                    "listen", f"{_cause(failures[0].value)}; {description!r} cannot be used"
                 )
             host = self._ports[-1].getHost()
             local = isinstance(host, UNIXAddress) or (
@@ -307,6 +297,8 @@ class BackupService(Service):
             self._observe(request)
         self.ledger.watch(self._observe)
         await self.outbox.start()
+        if not self.running:
+            return
         self.ready = True
         self._loop.start(self.settings.loop_interval, now=True)
         self._tell_init("READY=1")
@@ -318,7 +310,11 @@ class BackupService(Service):
         )
 
     def _start_failed(self, failure: Failure) -> None:
+        if not self.running and failure.check(CancelledError):
+            return
         self._log.failure("backupd could not start", failure)
+        if not self.running:
+            return
         self._tell_init(f"STATUS={failure.getErrorMessage()}")
         self.reactor.addSystemEventTrigger("after", "shutdown", self._exit, 1)
         self.reactor.stop()
@@ -331,28 +327,58 @@ class BackupService(Service):
         return go_on(self._stop())
 
     async def _stop(self) -> None:
+        grace = self.settings.shutdown_grace
         self._tell_init("STOPPING=1")
-        self._log.info(
-            "backupd is stopping; uploads may take {grace} s more",
-            grace=self.settings.shutdown_grace,
-        )
-        await self._starting
+        self._log.info("backupd is stopping; uploads may take {grace} s more", grace=grace)
+        deadline = self.reactor.seconds() + grace
         self.admission.draining = True
-        for port in self._ports:
-            await _deferred(port.stopListening())
-        if self._loop.running:
-            self._loop.stop()
-        await self.queue.stop()
-        await self.outbox.stop()
-        await self.intake.stop(self.settings.shutdown_grace)
+        try:
+            # What recovery has begun, the next start goes on with, as after a crash.
+            self._starting.cancel()
+            await self._starting
+            for port in self._ports:
+                await _deferred(port.stopListening())
+            if self._loop.running:
+                self._loop.stop()
+            if self._nudged is not None:
+                self._nudged.cancel()
+                self._nudged = None
+            await self.queue.stop()
+            await self.outbox.stop()
+            for one in (*self._looks, self._sweep):
+                await one.stop()
+            await self.intake.stop(grace)
+            for name, work in {
+                "what is overdue": go_on(self.expiry.stop()),
+                "what is being stored": self.intake.locks.when_idle(),
+            }.items():
+                if not await self._wait(work, deadline - self.reactor.seconds()):
+                    self._log.warn("{name} is left to the next start", name=name)
+        except Exception:
+            self._log.failure("backupd stops, in spite of a defect")
         self.ready = False
-        if self._round is not None:
-            await self._round
-        await self.ledger.close()
-        for threads in self._threads:
-            threads.stop()
-        self.own.release()
+        try:
+            await self.ledger.close()
+        finally:
+            for threads in self._threads:
+                threads.stop()
+            self.own.release()
         self._log.info("backupd has stopped")
+
+    async def _wait(self, work: Deferred[None], seconds: float) -> bool:
+        """Wait for ``work``, which goes on, for at most so long; whether it has ended."""
+        waiter: Deferred[None] = Deferred()
+        late = self.reactor.callLater(max(0.0, seconds), waiter.callback, None)
+
+        def ended(result: object) -> object:
+            if late.active():
+                late.cancel()
+                waiter.callback(None)
+            return result
+
+        work.addBoth(ended)
+        await waiter
+        return bool(work.called)
 
     # -- what the operator asks for ---------------------------------------------------------------
 
@@ -367,6 +393,12 @@ def _base(settings: Settings, address: object) -> str:
         return settings.public_url
     port = address.port if isinstance(address, IPv4Address | IPv6Address) else 3000
     return f"{settings.protocol}://{settings.host or f'localhost:{port}'}"
+
+
+def _cause(error: BaseException | None) -> str:
+    """Why a port cannot be had, without the port."""
+    cause = error.socketError if isinstance(error, CannotListenError) else error
+    return getattr(cause, "strerror", None) or str(cause)
 
 
 def _deferred(result: Any) -> Deferred[Any]:

@@ -32,6 +32,9 @@ __all__ = ["Options", "build", "makeService"]
 OFFER_BACKOFF = (5.0, 300.0)
 DISK_THREADS = 16
 
+FOOTPRINT = 32 * 1024
+"""Bytes that a backup occupies beside its own: the rest of its last block, sidecar, folders."""
+
 
 class Options(usage.Options):
     """Every setting is an option too, and wins over file and environment."""
@@ -65,7 +68,7 @@ def build(settings: Settings) -> BackupService:
     write, read = Threads(reactor, 1, "ledger-write"), Threads(reactor, 1, "ledger-read")
     disk = Threads(reactor, DISK_THREADS, "disk")
     peer = make_client(reactor)
-    ledger = SqlLedger(settings.ledger_url, write_off=write, read_off=read)
+    ledger = SqlLedger(settings.ledger_url, write_off=write, read_off=read, footprint=FOOTPRINT)
     chance = Chance(
         new_id=lambda: uuid.uuid4().hex,
         new_capability=lambda: secrets.token_urlsafe(24),
@@ -89,7 +92,7 @@ def build(settings: Settings) -> BackupService:
     service = BackupService(
         settings=settings,
         reactor=reactor,
-        own=OwnFolder(settings, lambda: secrets.token_urlsafe(32)),
+        own=OwnFolder(settings, lambda: secrets.token_urlsafe(32), ledger.file),
         ledger=ledger,
         storage=DiskStorage(settings.root),
         off=disk,

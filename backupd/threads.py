@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 from twisted.internet.threads import deferToThreadPool
 from twisted.python.threadpool import ThreadPool
+
+from backupd.errors import ShuttingDown
 
 __all__ = ["Threads"]
 
@@ -16,13 +18,19 @@ P = ParamSpec("P")
 
 
 class Threads:
-    """At most ``size`` threads that run what is called on this (`interfaces.OffThread`)."""
+    """At most ``size`` threads that run what is called on this (`interfaces.OffThread`).
+
+    Once stopped it runs nothing more: a call fails with `ShuttingDown`.
+    """
 
     def __init__(self, reactor: Any, size: int, name: str) -> None:
         self._reactor = reactor
         self._pool = ThreadPool(0, size, name)
 
     def __call__(self, f: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
+        if self._pool.joined:
+            # The pool itself would drop it, and whoever waits would do so for ever.
+            return fail(ShuttingDown("This server is stopping; go on when it is back.", 5.0))
         done: Deferred[T] = deferToThreadPool(self._reactor, self._pool, f, *args, **kwargs)
         return done
 

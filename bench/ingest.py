@@ -12,6 +12,7 @@ import mmap
 import os
 import subprocess
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -148,6 +149,22 @@ def _make_file(path: Path, size: int) -> str:
     return sha256.hexdigest()
 
 
+def _busy() -> float:
+    """CPU seconds that this machine has been busy since it started."""
+    fields = [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+    idle, waiting = fields[3:5]
+    return (sum(fields) - idle - waiting) / os.sysconf("SC_CLK_TCK")
+
+
+def _wait_for_quiet() -> None:
+    """Wait for a second in which the machine has little else to do, for a minute at most."""
+    for _ in range(60):
+        before = _busy()
+        time.sleep(1)
+        if _busy() - before < 0.1 * (os.cpu_count() or 1):
+            return
+
+
 def _warm(size: int) -> None:
     """Touch memory that the page cache will use, so that no run pays for the first touch.
 
@@ -197,9 +214,10 @@ def measure(
                 for target, results in zip(targets, found, strict=True):
                     progress(f"ingest, run {number + 1} of {runs}: {type(target).__name__[1:]}")
                     os.sync()
+                    _wait_for_quiet()
                     _warm(size)
                     _read(file)
-                    # Only now, so that every run finds the same: one file's pages just freed.
+                    # Only now, so that every run finds the same: one file's pages, just freed.
                     for other in targets:
                         other.clear()
                     results.append(_upload(target, target.link(), file, sha256))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from backupd.errors import SettingsError
+from backupd.errors import SettingsError, StorageFailed
 from backupd.own_folder import OwnFolder, read_token
 from backupd.settings import Settings
 
@@ -157,3 +157,35 @@ def test_free(tmp_path: Path) -> None:
     folder.claim()
     assert folder.free() > 0
     folder.release()
+
+
+def test_free_where_the_ledger_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ledger in another place is on the volume of its own folder."""
+    asked: list[str] = []
+    statvfs = os.statvfs
+
+    def spy(path: str) -> os.statvfs_result:
+        asked.append(path)
+        return statvfs(path)
+
+    monkeypatch.setattr(os, "statvfs", spy)
+    other = tmp_path / "other"
+    other.mkdir()
+    OwnFolder(Settings(root=str(tmp_path)), str, str(other / "ledger.sqlite3")).free()
+    monkeypatch.chdir(other)
+    OwnFolder(Settings(root=str(tmp_path)), str, "ledger.sqlite3").free()
+    assert asked == [str(other), str(other)]
+
+
+def test_free_cannot_be_told(tmp_path: Path) -> None:
+    """A volume that cannot be asked is a failure of the storage, and no defect."""
+    with pytest.raises(StorageFailed, match="ledger"):
+        OwnFolder(Settings(root=str(tmp_path)), str, "/no/such/folder/ledger").free()
+
+
+def test_the_cause_comes_first(tmp_path: Path) -> None:
+    """`twistd` cuts the line of a start in the background: a long path must not hide the cause."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SettingsError) as caught:
+        own(tmp_path / "file" / ("x" * 200)).claim()
+    assert str(caught.value).startswith("root: cannot be written (Not a directory)")

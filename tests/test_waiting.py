@@ -172,3 +172,27 @@ class TestKeyedLocks:
         leave_one.callback(None)
         result_of(one)
         assert self.locks._locks == {}
+
+
+class TestWhenIdle:
+    """`KeyedLocks.when_idle`: the end of everything that holds a lock."""
+
+    def test_idle(self) -> None:
+        """At once while nobody holds a lock, else once the last has let go."""
+        locks = KeyedLocks()
+        assert not pending(locks.when_idle())
+
+        async def hold(key: str, until: Deferred[None]) -> None:
+            async with locks.hold(key):
+                await until
+
+        ends: list[Deferred[None]] = [Deferred() for _ in range(3)]
+        works = [go_on(hold(key, end)) for key, end in zip("aab", ends, strict=True)]
+        assert ("a" in locks, "c" in locks, len(locks)) == (True, False, 2)
+        idle = locks.when_idle()
+        for end in ends:
+            assert pending(idle)
+            end.callback(None)
+        assert not pending(idle)
+        assert [pending(work) for work in works] == [False] * 3
+        assert len(locks) == 0

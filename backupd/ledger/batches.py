@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from twisted.internet.defer import Deferred
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from backupd.errors import BackupdError, Busy, LedgerFailed
@@ -45,7 +46,10 @@ class Batches:
 
     ``begin`` starts a write transaction; ``undo`` is told when a transaction came to nothing,
     ``settled`` is called on the reactor thread after each batch, before its results go out.
+    ``failing`` says why the last commit failed; None once something has been written again.
     """
+
+    _log = Logger()
 
     def __init__(
         self,
@@ -63,6 +67,7 @@ class Batches:
         self._settled = settled
         self._waiting: list[_Waiting[Any]] = []
         self._running = False
+        self.failing: str | None = None
         self._idle: list[Deferred[None]] = []
 
     def submit(self, step: Step[T]) -> Deferred[T]:
@@ -90,10 +95,21 @@ class Batches:
         self._running = True
         batch, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
         outcome = self._off(self._commit, [waiting.step for waiting in batch])
-        outcome.addErrback(lambda failure: [failure] * len(batch))
+        outcome.addErrback(lambda failure: self._failed(failure, len(batch)))
         outcome.addCallback(self._finish, batch)
 
-    def _finish(self, results: list[Any], batch: list[_Waiting[Any]]) -> None:
+    def _failed(self, failure: Failure, count: int) -> tuple[list[Any], bool]:
+        if self.failing is None:
+            self._log.error("nothing can be recorded: {why}", why=failure.getErrorMessage())
+        self.failing = failure.getErrorMessage()
+        return [failure] * count, False
+
+    def _finish(self, outcome: tuple[list[Any], bool], batch: list[_Waiting[Any]]) -> None:
+        results, written = outcome
+        # A transaction that wrote nothing says nothing: it succeeds on a full disk too.
+        if written and self.failing is not None:
+            self.failing = None
+            self._log.info("the ledger commits again")
         self._running = False
         self._settled()
         self._pump()
@@ -106,11 +122,13 @@ class Batches:
             for done in idle:
                 done.callback(None)
 
-    def _commit(self, steps: list[Step[Any]]) -> list[Any]:
-        """In the ledger's thread: results and Failures, in order, all committed."""
+    def _commit(self, steps: list[Step[Any]]) -> tuple[list[Any], bool]:
+        """In the ledger's thread: results and Failures, in order, all committed; if any wrote."""
         results: list[Any] = []
         try:
             connection = self._connection()
+            driver: Any = connection.connection.dbapi_connection
+            before = driver.total_changes
             connection.exec_driver_sql(self._begin)
             try:
                 for step in steps:
@@ -123,7 +141,7 @@ class Batches:
                 raise
         except SQLAlchemyError as error:
             raise ledger_failed(error) from error
-        return results
+        return results, driver.total_changes != before
 
     def _one(self, connection: Connection, step: Step[Any]) -> Any:
         connection.exec_driver_sql("SAVEPOINT step")

@@ -20,6 +20,7 @@ from sqlalchemy import (
     delete,
     func,
     insert,
+    null,
     or_,
     select,
     text,
@@ -64,19 +65,23 @@ _ANSWERING = {"failures": 0, "resting_until": 0.0}
 
 @dataclass(slots=True)
 class Sums:
-    """What admission and the tick need without reading every request."""
+    """What admission and the tick need without reading every request.
+
+    ``footprint`` is what every request occupies beside its video, in bytes.
+    """
 
     promised: int = 0
     pending: int = 0
     active: int = 0
     live: int = 0
     turn: int = 0
+    footprint: int = 0
 
     def count(self, request: BackupRequest, allocated: int, sign: int) -> None:
         """Add (``sign`` 1) or take away (-1) what ``request`` stands for."""
         if not isinstance(request, Pending | Offered | Receiving | Received | Storing):
             return
-        self.promised += sign * max(0, request.ask.size - allocated)
+        self.promised += sign * (max(0, request.ask.size - allocated) + self.footprint)
         self.live += sign
         self.pending += sign * isinstance(request, Pending)
         self.active += sign * isinstance(request, Offered | Receiving)
@@ -105,7 +110,11 @@ _rested = case((_l.resting_until > bindparam("due"), _l.resting_until), else_=bi
 _join_line = (
     update(lines)
     .where(_l.peer == bindparam("at_peer"), _l.origin == bindparam("at_origin"))
-    .values(ready_at=case((_l.ready_at < _rested, _l.ready_at), else_=_rested))
+    .values(
+        ready_at=case((_l.ready_at < _rested, _l.ready_at), else_=_rested),
+        # Those for whom it was too late have ended, or will; this one begins anew.
+        gives_up_at=case((_l.gives_up_at <= bindparam("due"), null()), else_=_l.gives_up_at),
+    )
 )
 _upsert_upload = (
     update(uploads)
@@ -128,8 +137,8 @@ _CHANGING = ("length", "offset", "allocated", "sha256", "changed_at", "file_name
 class RequestTable:
     """The steps, with the sums they keep and the changes they leave for the watchers."""
 
-    def __init__(self) -> None:
-        self.sums = Sums()
+    def __init__(self, footprint: int = 0) -> None:
+        self.sums = Sums(footprint=footprint)
         self.changed: list[BackupRequest] = []
 
     def recount(self, connection: Connection) -> None:
@@ -150,11 +159,12 @@ class RequestTable:
             )
         }
         self.sums = Sums(
-            promised=sum(int(row.owed) for row in by_state.values()),
+            promised=sum(int(row.owed) + row.n * self.sums.footprint for row in by_state.values()),
             live=sum(row.n for row in by_state.values()),
             pending=by_state["PENDING"].n if "PENDING" in by_state else 0,
             active=sum(by_state[s].n for s in ("OFFERED", "RECEIVING") if s in by_state),
             turn=connection.execute(select(func.max(_l.last_turn))).scalar() or 0,
+            footprint=self.sums.footprint,
         )
 
     # -- steps ------------------------------------------------------------------------------------
@@ -177,9 +187,9 @@ class RequestTable:
             found = room(self.sums.promised, growth)
             if found.reason is not None and growth > 0:
                 return None, found
-            self._replace(connection, row, old, new)
+            self._replace(connection, row, old, new, asked=True)
             return new, replace(found, reason=None)
-        found = room(self.sums.promised, ask.size)
+        found = room(self.sums.promised, ask.size + self.sums.footprint)
         if found.reason is None and self.sums.pending >= max_pending:
             found = replace(found, reason="queue-full")
         if found.reason is not None:
@@ -216,7 +226,13 @@ class RequestTable:
         return new
 
     def _replace(
-        self, connection: Connection, row: Row[Any], old: BackupRequest, new: BackupRequest
+        self,
+        connection: Connection,
+        row: Row[Any],
+        old: BackupRequest,
+        new: BackupRequest,
+        *,
+        asked: bool = False,
     ) -> None:
         request_id = old.ask.request_id
         ended = isinstance(new, Stored) or not isinstance(
@@ -239,11 +255,13 @@ class RequestTable:
             put_backup(connection, old.backup)
         self.sums.count(old, row.allocated, -1)
         self.sums.count(new, allocated, 1)
-        self._move_in_line(connection, old, new)
+        self._move_in_line(connection, old, new, asked)
         if new != old:
             self.changed.append(new)
 
-    def _move_in_line(self, connection: Connection, old: BackupRequest, new: BackupRequest) -> None:
+    def _move_in_line(
+        self, connection: Connection, old: BackupRequest, new: BackupRequest, asked: bool
+    ) -> None:
         """Keep the line right when a request joins, leaves, is served or is refused."""
         if not isinstance(old, Pending) and not isinstance(new, Pending):
             return
@@ -256,15 +274,21 @@ class RequestTable:
             line = connection.execute(_line, key).one_or_none()
             failures = line.failures if line is not None else 0
             resting = line.resting_until if line is not None else 0.0
+            gives_up_at = line.gives_up_at if line is not None else None
             if failed and isinstance(new, Pending) and origin == new.ask.origin:
                 failures, resting = failures + 1, new.due_at
+                gives_up_at = new.expires_at if gives_up_at is None else gives_up_at
             elif served:
-                failures, resting = 0, 0.0
+                failures, resting, gives_up_at = 0, 0.0, None
+            elif asked:
+                # Whoever asks is there: its next probe need not wait, and its time begins anew.
+                resting, gives_up_at = 0.0, None
             first = connection.execute(select(_first_due), key).scalar()
             values = {
                 "failures": failures,
                 "resting_until": resting,
                 "ready_at": None if first is None else max(first, resting),
+                "gives_up_at": gives_up_at,
             }
             if line is None:
                 self._open_line(connection, key | values)
@@ -388,6 +412,21 @@ def overdue(connection: Connection, now: float, limit: int) -> list[Live]:
         for request in _values(connection, query.limit(limit)):
             found.setdefault(request.ask.request_id, request)
     return list(found.values())
+
+
+def given_up(connection: Connection, now: float, limit: int) -> list[Pending]:
+    """Requests that wait behind offers which have failed for as long as offers are repeated.
+
+    Each has its line's time in ``expires_at``, if it has none of its own.
+    """
+    dead = select(lines).where(text("gives_up_at IS NOT NULL"), _l.gives_up_at <= now).limit(limit)
+    found: list[Pending] = []
+    for line in connection.execute(dead):
+        waiting = select(requests).where(_PENDING, _r.peer == line.peer, _r.origin == line.origin)
+        for request in _values(connection, waiting.order_by(_r.due_at).limit(limit)):
+            until = request.expires_at
+            found.append(replace(request, expires_at=line.gives_up_at if until is None else until))
+    return found
 
 
 def uploads_of(connection: Connection, request_id: str | None) -> list[Upload]:

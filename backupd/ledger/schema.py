@@ -87,10 +87,12 @@ lines = Table(
     Column("failures", Integer, nullable=False),
     Column("resting_until", Double, nullable=False),
     Column("ready_at", Double),  # None: nothing pending
+    Column("gives_up_at", Double),  # None: its last offer did not fail
     Column("last_turn", BigInteger, nullable=False),
 )
 _partial("lines_answering", lines.c.ready_at, where=text("failures = 0"))
 _partial("lines_failing", lines.c.ready_at, where=text("failures > 0"))
+_partial("lines_given_up", lines.c.gives_up_at, where=text("gives_up_at IS NOT NULL"))
 
 uploads = Table(
     "uploads",

@@ -17,9 +17,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool, StaticPool
 from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from backupd.errors import LedgerFailed
+from backupd.errors import BackupdError, LedgerFailed
 from backupd.interfaces import Entry, ILedger, Line, OffThread, Room, Totals, Upload
 from backupd.ledger import backup_table, entry_table, request_table
 from backupd.ledger.batches import Batches, ledger_failed
@@ -47,23 +48,33 @@ def _engine(url: URL, *, in_memory: bool) -> Engine:
 
 @implementer(ILedger)
 class SqlLedger:
-    """The ledger at ``url``. ``write_off`` and ``read_off`` each run one call at a time."""
+    """The ledger at ``url``. ``write_off`` and ``read_off`` each run one call at a time.
+
+    ``footprint`` bytes are promised to every request beside those of its video.
+    """
 
     _log = Logger()
 
-    def __init__(self, url: str, *, write_off: OffThread, read_off: OffThread) -> None:
+    def __init__(
+        self, url: str, *, write_off: OffThread, read_off: OffThread, footprint: int = 0
+    ) -> None:
         self._url = make_url(url)
         self._in_memory = self._url.database in (None, "", ":memory:")
         self._read_off = write_off if self._in_memory else read_off
         self._engine: Engine | None = None
         self._writer: Connection | None = None
         self._reader: Connection | None = None
-        self._requests = RequestTable()
+        self._requests = RequestTable(footprint)
         self._committed = Sums()
         self._watchers: list[Callable[[BackupRequest], None]] = []
         self._batches = Batches(
             self._writing, "BEGIN IMMEDIATE", write_off, undo=self._undo, settled=self._settled
         )
+
+    @property
+    def file(self) -> str | None:
+        """The path of the ledger's file, None when it is in memory."""
+        return None if self._in_memory else self._url.database
 
     # -- opening and closing ----------------------------------------------------------------------
 
@@ -188,8 +199,24 @@ class SqlLedger:
     def overdue(self, *, now: float, limit: int) -> Deferred[list[Live]]:
         return self._read(lambda c: request_table.overdue(c, now, limit))
 
+    def given_up(self, *, now: float, limit: int) -> Deferred[list[Pending]]:
+        return self._read(lambda c: request_table.given_up(c, now, limit))
+
     def totals(self) -> Deferred[Totals]:
         return succeed(self._committed.totals())
+
+    def trouble(self) -> Deferred[str | None]:
+        if self._batches.failing is None:
+            return succeed(None)
+
+        def write(connection: Connection) -> None:
+            connection.exec_driver_sql("UPDATE alembic_version SET version_num = version_num")
+
+        def failed(failure: Failure) -> str:
+            failure.trap(BackupdError)
+            return failure.getErrorMessage()
+
+        return self._write(write).addErrback(failed)
 
     def uploads(self, request_id: str | None) -> Deferred[list[Upload]]:
         return self._read(lambda c: request_table.uploads_of(c, request_id))

@@ -66,7 +66,8 @@ class Admission:
         floor = self._settings.reserved_space
         if growth <= 0:
             return None
-        if size > self._storage.capacity() - floor:
+        # What a newcomer occupies beside its video is part of its growth.
+        if max(size, growth) > self._storage.capacity() - floor:
             return "too-large"
         if self._ledger_room() < floor:
             return NO_LEDGER_ROOM

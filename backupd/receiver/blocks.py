@@ -29,6 +29,11 @@ SYNC_BYTES = 64 * 1024 * 1024
 SYNC_SECONDS = 3.0
 """The durable offset moves when this much has come since it last did."""
 
+# Freed memory stays in the heap: by default glibc gives it back to the kernel block by block, and
+# every page of the next block costs a fault (see M_MMAP_THRESHOLD in mallopt(3): freeing one large
+# piece, never touched, raises the bound to twice its size). Other C libraries do not mind.
+bytearray(8 * 1024 * 1024)
+
 
 class Hasher(Protocol):
     """A running digest, as of `hashlib`."""

@@ -5,18 +5,18 @@ Nothing here is cancelled when a client leaves: what arrived is made durable fir
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from backupd.errors import AlreadyStored, OffsetMismatch, ShuttingDown, TooLarge, UploadHeld
 from backupd.interfaces import ILedger, IStorage, IUpload, OffThread, Source, Upload
 from backupd.receiver.queue import Queue
-from backupd.receiver.transfer import Digests, Outcome, Transfer
+from backupd.receiver.transfer import Digests, Outcome, Transfer, digest_of
 from backupd.requests import (
     BackupRequest,
     Live,
@@ -38,6 +38,40 @@ __all__ = ["Intake"]
 
 SILENCE = 5.0
 """Seconds without a byte after which a newer upload may end an older one."""
+
+
+class _Begun:
+    """A source whose first piece has been read already (`interfaces.Source`)."""
+
+    def __init__(self, first: bytes, rest: Source) -> None:
+        self._first: bytes | None = first
+        self._rest = rest
+
+    def read(self) -> Deferred[bytes]:
+        first, self._first = self._first, None
+        return self._rest.read() if first is None else succeed(first)
+
+    def abort(self) -> None:
+        self._rest.abort()
+
+    def silent_for(self) -> float:
+        return self._rest.silent_for()
+
+
+def _in_the_way(uploads: Sequence[Upload], spare: int) -> list[str]:
+    """Uploads that must go so that the others take at most ``spare`` bytes.
+
+    Unfinished ones go first, the oldest of them first.
+    """
+    sizes = {one.upload_id: max(one.allocated, one.offset) for one in uploads}
+    occupied = sum(sizes.values())
+    drop: list[str] = []
+    for upload in sorted(uploads, key=lambda upload: upload.sha256 is not None):
+        if occupied <= spare:
+            break
+        drop.append(upload.upload_id)
+        occupied -= sizes[upload.upload_id]
+    return drop
 
 
 class Intake:
@@ -145,21 +179,23 @@ class Intake:
         *,
         length: int | None,
         offset: int | None = None,
+        total: int | None = None,
         digests: Mapping[str, bytes] | None = None,
         file_name: Callable[[], str | None] = lambda: None,
         content_type: str | None = None,
     ) -> Outcome | Upload:
         """Take the bytes of ``source`` as an upload of this request.
 
-        ``length`` is what is announced, None when unknown. ``offset`` None starts a new upload;
-        else the newest one goes on there, or `OffsetMismatch` tells where it stands. ``digests``
+        ``length`` is what this body is announced to have, None when unknown. ``offset`` None
+        starts a new upload; else the newest one goes on there, or `OffsetMismatch` tells where
+        it stands; ``total`` then is what the whole is announced to have. ``digests``
         (``sha-256`` to 32 bytes) must agree with the whole. Returns the `Outcome` once every
         byte is durable and the ledger knows, or the `Upload` as it stands when a resumed upload
         is not whole yet. Raises before the first byte is read where it can.
         """
         self._receiving += 1
         try:
-            transfer = await self._begin(request_id, source, length, offset)
+            transfer = await self._begin(request_id, source, length, offset, total)
             return await transfer.run(digests or {}, file_name, content_type)
         finally:
             self._receiving -= 1
@@ -169,16 +205,26 @@ class Intake:
                     waiter.callback(None)
 
     async def _begin(
-        self, request_id: str, source: Source, length: int | None, offset: int | None
+        self,
+        request_id: str,
+        source: Source,
+        length: int | None,
+        offset: int | None,
+        total: int | None,
     ) -> Transfer:
         async with self.locks.hold(request_id):
             if self._stopping:
                 raise ShuttingDown("This server is stopping; go on when it is back.", 5.0)
             request = await self._ready(request_id)
+            newest = await self.newest(request_id)
             if offset is None:
-                upload, handle = await self._start(request, length)
+                source, upload, handle = await self._start(request, source, length)
+            elif offset == 0 and newest is None:
+                if length is not None and total is not None and length > total:
+                    raise TooLarge(f"{length} bytes are more than the {total} announced.", total)
+                source, upload, handle = await self._start(request, source, total)
             else:
-                upload, handle = await self._resume(request, offset, length)
+                upload, handle = await self._resume(request, newest, offset, length, total)
             transfer = self._transfers[request_id] = Transfer(
                 ledger=self._ledger,
                 storage=self._storage,
@@ -189,6 +235,8 @@ class Intake:
                 source=source,
                 upload=upload,
                 handle=handle,
+                limit=request.ask.size if upload.length is None else upload.length,
+                fresh=offset is None,
             )
             transfer.done.addBoth(self._let_go, request_id)
             if self._given_up:
@@ -205,7 +253,9 @@ class Intake:
             raise AlreadyStored("The backup is being stored; nothing can be added to it.")
         return request
 
-    async def _start(self, request: Live, length: int | None) -> tuple[Upload, IUpload]:
+    async def _start(
+        self, request: Live, source: Source, length: int | None
+    ) -> tuple[Source, Upload, IUpload]:
         """A new upload, its room allocated, and the request RECEIVING."""
         ask, now = request.ask, self._clock.seconds()
         want = ask.size if length is None else length
@@ -214,29 +264,34 @@ class Intake:
                 f"{want} bytes are more than the {ask.size} that were reserved.", ask.size
             )
         async with self._turn(request):
-            drop = await self._in_the_way(ask.request_id, ask.size - want)
+            uploads = await self._ledger.uploads(ask.request_id)
+            drop = _in_the_way(uploads, ask.size - want)
+            if any(one.sha256 is not None for one in uploads if one.upload_id in drop):
+                # What was acknowledged as whole gives way to bytes, not to the mere intention.
+                source = _Begun(await source.read(), source)
             if drop:
                 await self._ledger.change(ask.request_id, self._without(drop), drop=drop)
                 await self._discard(drop)
-            upload = Upload(
-                upload_id=self._new_id(),
-                request_id=ask.request_id,
-                length=length,
-                allocated=want,
-                created_at=now,
-                changed_at=now,
-            )
+            upload_id = self._new_id()
             try:
-                handle = await self._off(self._create, upload.upload_id, want)
+                handle, occupied = await self._off(self._create, upload_id, want)
+                upload = Upload(
+                    upload_id=upload_id,
+                    request_id=ask.request_id,
+                    length=length,
+                    allocated=min(want, occupied),
+                    created_at=now,
+                    changed_at=now,
+                )
                 try:
                     await self._to_receiving(request, put=upload)
                 except BaseException:
                     await self._off(handle.close)
                     raise
             except BaseException:
-                await self._discard([upload.upload_id])
+                await self._discard([upload_id])
                 raise
-        return upload, handle
+        return source, upload, handle
 
     def _without(self, drop: list[str]) -> Callable[[BackupRequest], BackupRequest]:
         """RECEIVED without its bytes is RECEIVING again; else nothing changes."""
@@ -249,42 +304,53 @@ class Intake:
 
         return step
 
-    def _create(self, upload_id: str, size: int) -> IUpload:
+    def _create(self, upload_id: str, size: int) -> tuple[IUpload, int]:
+        """A new upload with room for ``size`` bytes, and the bytes that it now occupies."""
         handle = self._storage.create(upload_id)
         try:
             handle.allocate(size)
+            return handle, handle.occupied()
         except BaseException:
             handle.close()
             raise
-        return handle
-
-    async def _in_the_way(self, request_id: str, spare: int) -> list[str]:
-        """Uploads that must go so that the others take at most ``spare`` bytes.
-
-        Unfinished ones go first, the oldest of them first.
-        """
-        uploads = await self._ledger.uploads(request_id)
-        occupied = sum(upload.allocated for upload in uploads)
-        drop: list[str] = []
-        for upload in sorted(uploads, key=lambda upload: upload.sha256 is not None):
-            if occupied <= spare:
-                break
-            drop.append(upload.upload_id)
-            occupied -= upload.allocated
-        return drop
 
     async def _resume(
-        self, request: Live, offset: int, length: int | None
+        self,
+        request: Live,
+        upload: Upload | None,
+        offset: int,
+        length: int | None,
+        total: int | None,
     ) -> tuple[Upload, IUpload]:
-        upload = await self.newest(request.ask.request_id)
         if upload is None or upload.sha256 is not None or upload.offset != offset:
             raise OffsetMismatch(upload.offset if upload is not None else 0)
         limit = request.ask.size if upload.length is None else upload.length
+        if upload.length is None and total is not None:
+            if total > limit or total < offset:
+                raise TooLarge(f"{total} bytes are not what can follow {offset}.", limit)
+            upload, limit = replace(upload, length=total), total
         if length is not None and offset + length > limit:
             raise TooLarge(f"{offset + length} bytes are more than the {limit} announced.", limit)
         async with self._turn(request):
-            await self._to_receiving(request, put=None)
+            await self._to_receiving(request, put=upload)
         return upload, await self._off(self._storage.reopen, upload.upload_id)
+
+    async def conclude(self, upload: Upload) -> Upload:
+        """An upload of unknown length is whole as it stands: its sender says so.
+
+        The caller holds the request's lock. Raises `StorageFailed` when its bytes are gone.
+        """
+        handle = await self._off(self._storage.reopen, upload.upload_id)
+        try:
+            hasher = await digest_of(upload, handle, self._digests, self._off)
+        finally:
+            await self._off(handle.close)
+        return replace(
+            upload,
+            length=upload.offset,
+            sha256=hasher.hexdigest(),
+            changed_at=self._clock.seconds(),
+        )
 
     async def _discard(self, upload_ids: list[str]) -> None:
         for upload_id in upload_ids:

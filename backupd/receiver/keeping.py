@@ -31,6 +31,7 @@ from backupd.requests import (
     Receiving,
     Stored,
     Storing,
+    abandoned,
     ended,
     rejected,
     stored,
@@ -87,8 +88,10 @@ class Keeper:
         request = await self._ledger.request(request_id)
         if isinstance(request, Failed):
             return
-        if isinstance(request, Stored | Storing):
+        if isinstance(request, Stored):
             raise AlreadyStored("The backup is stored already; nothing was deleted.")
+        if isinstance(request, Storing):
+            raise AlreadyStored("The backup is being stored, as was asked; nothing was deleted.")
         now = self._clock.seconds()
         reason = "The sender gave it up."
 
@@ -115,20 +118,44 @@ class Keeper:
                 raise Over(f"The backup request has ended: {request.reason}")
             if isinstance(request, Storing):
                 return await self._finish(request)
-            upload = await self._whole(request)
+            upload = await self._whole(request, size)
             await self._agree(request, upload, size, sha256)
+            await self._there(request, upload)
             return await self._finish(await self._name(request, upload))
 
-    async def _whole(self, request: BackupRequest) -> Upload:
-        """The newest whole upload."""
+    async def _whole(self, request: BackupRequest, size: int | None) -> Upload:
+        """The newest whole upload; or the newest one, when its sender knows its size."""
         uploads = await self._ledger.uploads(request.ask.request_id)
         whole = [upload for upload in uploads if upload.sha256 is not None]
         under_way = self._intake.under_way(request.ask.request_id)
         if whole and under_way is None:
             return whole[-1]
         newest = uploads[-1] if uploads else None
+        unsaid = newest is not None and newest.length is None and under_way is None
+        if newest is not None and unsaid and 0 < newest.offset == size:
+            return await self._intake.conclude(newest)
         arrived = newest.offset if newest else 0
         raise Incomplete(max(arrived, under_way or 0), newest.length if newest else None)
+
+    async def _there(self, request: BackupRequest, upload: Upload) -> None:
+        """Raises `Incomplete`, the request back in line, when the bytes are gone from the disk."""
+
+        def look() -> bool:
+            handle = self._storage.reopen(upload.upload_id)
+            try:
+                return len(handle.read(upload.offset - 1, 1)) == 1
+            finally:
+                handle.close()
+
+        try:
+            there = await self._off(look)
+        except StorageFailed as error:
+            self._log.error("upload {upload_id}: {why}", upload_id=upload.upload_id, why=str(error))
+            there = False
+        if not there:
+            why = "The bytes that had arrived are gone from the disk."
+            await self._reject(request, upload, why)
+            raise Incomplete(0, upload.length)
 
     async def _agree(
         self, request: BackupRequest, upload: Upload, size: int | None, sha256: str | None
@@ -140,18 +167,20 @@ class Keeper:
             wrong = f"The bytes have SHA-256 {upload.sha256}; the sender speaks of {sha256}."
         elif request.ask.sha256 not in (None, upload.sha256):
             wrong = f"The bytes have SHA-256 {upload.sha256}, asked was {request.ask.sha256}."
-        if not wrong:
-            return
+        if wrong:
+            await self._reject(request, upload, wrong)
+            raise DigestMismatch(wrong)
+
+    async def _reject(self, request: BackupRequest, upload: Upload, why: str) -> None:
+        """Back in line, or FAILED after too many tries; all bytes go."""
         now, request_id = self._clock.seconds(), request.ask.request_id
         back = await self._as_received(request, upload)
-        uploads = await self._ledger.uploads(request_id)
-        drop = [one.upload_id for one in uploads]
+        drop = [one.upload_id for one in await self._ledger.uploads(request_id)]
         await self._ledger.change(
-            request_id, lambda r: rejected(back(r), why=wrong, now=now), drop=drop
+            request_id, lambda r: rejected(back(r), why=why, now=now), drop=drop
         )
         for upload_id in drop:
             await self._off(self._storage.discard, upload_id)
-        raise DigestMismatch(wrong)
 
     async def _as_received(
         self, request: BackupRequest, upload: Upload
@@ -227,11 +256,31 @@ class Keeper:
         return backup
 
     async def roll_forward(self, request_id: str) -> None:
-        """Bring a request that stands in STORING to its end, wherever it was left."""
+        """Bring a request that stands in STORING to its end, wherever it was left.
+
+        One whose bytes cannot be kept is FAILED once its time is up, like any other.
+        """
         async with self._intake.locks.hold(request_id):
             request = await self._ledger.request(request_id)
-            if isinstance(request, Storing):
+            if not isinstance(request, Storing):
+                return
+            try:
                 await self._finish(request)
+            except StorageFailed as error:
+                now = self._clock.seconds()
+                if request.expires_at is None or request.expires_at > now:
+                    raise
+                await self._abandon(request, f"It could not be stored: {error}", now)
+
+    async def _abandon(self, request: Storing, reason: str, now: float) -> None:
+        """FAILED, and nothing of it stays on the disk or reserved."""
+        request_id = request.ask.request_id
+        uploads = await self._ledger.uploads(request_id)
+        await self._ledger.change(request_id, lambda r: abandoned(r, reason=reason, now=now))
+        self._log.error("request {request_id} is FAILED: {why}", request_id=request_id, why=reason)
+        for upload in uploads:
+            await self._off(self._storage.discard, upload.upload_id)
+        await self._off(self._storage.remove, request.backup)
 
     # -- what is kept -----------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from backupd.errors import BackupdError, NotYourTurn, PeerFailed
 from backupd.interfaces import ILedger, Line
 from backupd.links import Links
 from backupd.requests import (
+    Ask,
     BackupRequest,
     Cancelled,
     Live,
@@ -24,6 +25,7 @@ from backupd.requests import (
     Pending,
     Receiving,
     ended,
+    live,
     offer_failed,
     taken,
 )
@@ -141,6 +143,7 @@ class Queue:
         self._nudge = nudge
         self._active: dict[str, _Busy] = {}
         self._offering: dict[str, tuple[_Busy | None, Deferred[None]]] = {}
+        self._again: set[str] = set()
         self._probed_at = float("-inf")
         self._claims: dict[str, _Busy] = {}
         self._stopped = False
@@ -191,7 +194,10 @@ class Queue:
 
     def _start(self, request: Live, failures: int = 0) -> None:
         ask = request.ask
-        if ask.request_id in self._offering or self._stopped:
+        if self._stopped:
+            return
+        if ask.request_id in self._offering:
+            self._again.add(ask.request_id)
             return
         # Telling a sender again what it was offered takes no turn that it does not have already.
         busy = _Busy(ask.peer, ask.origin, offering=True) if isinstance(request, Pending) else None
@@ -204,6 +210,20 @@ class Queue:
         self._offering.pop(request_id, None)
         if isinstance(result, Failure) and not result.check(CancelledError):
             self._log.failure("request {request_id}: offer", result, request_id=request_id)
+        if request_id in self._again:
+            self._again.discard(request_id)
+            go_on(self._repeat(request_id))
+
+    async def _repeat(self, request_id: str) -> None:
+        """It was asked for again while an offer was on its way, perhaps to another link."""
+        try:
+            self.offer_again(live(await self._ledger.request(request_id), "offered"))
+        except BackupdError as error:
+            self._log.info(
+                "request {request_id} is not offered again: {why}",
+                request_id=request_id,
+                why=str(error),
+            )
 
     def offer_again(self, request: Live) -> None:
         """The sender has restarted and forgot its links: tell it again, at once."""
@@ -280,31 +300,32 @@ class Queue:
             status=status,
         )
         if status == 410:
-            await self._end(
-                ask.request_id,
-                lambda r: ended(r, Cancelled, reason="The sender does not want it.", now=now),
-            )
+            reason = "The sender does not want it."
+            step = self._if_asked(ask, lambda r: ended(r, Cancelled, reason=reason, now=now))
+            await self._end(ask.request_id, step)
         elif not isinstance(request, Pending):
             return
         elif 200 <= status < 300:
-            await self._ledger.change(
-                ask.request_id,
-                lambda r: taken(
-                    r,
-                    lease_until=now + settings.offer_lease,
-                    expires_at=now + settings.upload_expiry,
-                ),
+            lease_until, expires_at = now + settings.offer_lease, now + settings.upload_expiry
+            step = self._if_asked(
+                ask, lambda r: taken(r, lease_until=lease_until, expires_at=expires_at)
             )
+            await self._ledger.change(ask.request_id, step)
         else:
             tries = max(request.attempts, failures) + 1
             wait = max(self._backoff(tries), min(retry_after or 0.0, 3600.0))
-            await self._ledger.change(
-                ask.request_id,
-                lambda r: offer_failed(
-                    r, due_at=now + wait, expires_at=now + settings.offer_deadline, why=why
-                ),
+            due_at, expires_at = now + wait, now + settings.offer_deadline
+            step = self._if_asked(
+                ask, lambda r: offer_failed(r, due_at=due_at, expires_at=expires_at, why=why)
             )
+            await self._ledger.change(ask.request_id, step)
             self._wake_in(wait)
+
+    def _if_asked(
+        self, ask: Ask, step: Callable[[BackupRequest], BackupRequest]
+    ) -> Callable[[BackupRequest], BackupRequest]:
+        """``step``, unless the sender has asked again with another link: it did not answer that."""
+        return lambda r: step(r) if r.ask.callback == ask.callback else r
 
     def _wake_in(self, seconds: float) -> None:
         """Be on time for the next try; those after it are left to the loop."""

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from backupd.errors import NoRoom, StorageFailed
+from backupd.errors import NoRoom, NoSuchBackup, StorageFailed
 from backupd.interfaces import Damaged, ILedger, IStorage, OffThread, Upload
 from backupd.receiver.keeping import Keeper
-from backupd.requests import BackupRequest, Pending, Received, Storing, live
+from backupd.requests import Backup, BackupRequest, Pending, Received, Storing, live
 
 __all__ = ["Rebuilt", "rebuild", "recover"]
 
@@ -35,7 +36,15 @@ async def recover(
             known.discard(upload.upload_id)
     for upload_id in on_disk.keys() - known:
         _log.info("removing unfinished upload {upload_id}", upload_id=upload_id)
-        await off(storage.discard, upload_id)
+        try:
+            await off(storage.discard, upload_id)
+        except (NoRoom, StorageFailed) as error:
+            # It only takes room; the next start tries again.
+            _log.error(
+                "unfinished upload {upload_id} could not be removed: {why}",
+                upload_id=upload_id,
+                why=str(error),
+            )
     for request in await ledger.all_live():
         if isinstance(request, Storing):
             _log.info("request {request_id} goes on to STORED", request_id=request.ask.request_id)
@@ -111,8 +120,20 @@ async def rebuild(*, ledger: ILedger, storage: IStorage, off: OffThread) -> Rebu
             else:
                 result.more_damaged += 1
             continue
-        if await ledger.list_backup(replace(one.backup, verified_at=None)):
+        if not await ledger.list_backup(replace(one.backup, verified_at=None)):
+            result.known += 1
+        elif await _is_there(storage, off, one.backup):
             result.added += 1
         else:
-            result.known += 1
+            # Deleted since it was found: it must not come back to the list.
+            with suppress(NoSuchBackup):
+                await ledger.drop_backup(one.backup.backup_id)
     return result
+
+
+async def _is_there(storage: IStorage, off: OffThread, backup: Backup) -> bool:
+    try:
+        await off(lambda: storage.open(backup).close())
+    except StorageFailed:
+        return False
+    return True

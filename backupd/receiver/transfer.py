@@ -26,7 +26,7 @@ from backupd.requests import BackupRequest, Failed, progressed, received, reject
 from backupd.settings import Settings
 from backupd.sizes import format_size
 
-__all__ = ["Digests", "Outcome", "Transfer"]
+__all__ = ["Digests", "Outcome", "Transfer", "digest_of"]
 
 REREAD = 8 * 1024 * 1024
 """Bytes of a kept prefix that are read again at a time."""
@@ -59,6 +59,40 @@ class Digests:
         return known[1] if known is not None and known[0] == offset else None
 
 
+async def digest_of(
+    upload: Upload,
+    handle: IUpload,
+    remembered: Digests,
+    off: OffThread,
+    aborted: Callable[[], bool] = lambda: False,
+) -> Hasher:
+    """The digest of what an upload has: remembered, or read again from the disk.
+
+    Raises `StorageFailed` when bytes are gone, `UploadCut` once ``aborted``.
+    """
+    known = remembered.take(upload.upload_id, upload.offset)
+    if known is not None:
+        return known
+    hasher, at = hashlib.sha256(), 0
+
+    def read_on() -> int:
+        data = handle.read(at, min(REREAD, upload.offset - at))
+        hasher.update(data)
+        return len(data)
+
+    while at < upload.offset:
+        if aborted():
+            raise UploadCut("The upload was ended before it went on.")
+        count = await off(read_on)
+        if not count:
+            raise StorageFailed(
+                f"Of the {upload.offset} bytes kept of upload {upload.upload_id}, only {at} "
+                "can be read."
+            )
+        at += count
+    return hasher
+
+
 class Transfer:
     """Receives one upload. ``received`` grows as bytes come; ``done`` fires when it let go."""
 
@@ -76,6 +110,8 @@ class Transfer:
         source: Source,
         upload: Upload,
         handle: IUpload,
+        limit: int,
+        fresh: bool,
     ) -> None:
         self._ledger = ledger
         self._storage = storage
@@ -86,6 +122,8 @@ class Transfer:
         self.source = source
         self._upload = upload
         self._handle = handle
+        self._limit = limit
+        self._fresh = fresh
         self._request_id = upload.request_id
         self.received = upload.offset
         self.ending = False
@@ -105,9 +143,10 @@ class Transfer:
     ) -> Outcome | Upload:
         """Take every byte of the source; see `Intake.receive`."""
         upload = self._upload
-        limit = upload.length if upload.length is not None else upload.allocated
         try:
-            hasher = await self._restore_digest()
+            hasher = await digest_of(
+                upload, self._handle, self._remembered, self._off, lambda: self._aborted
+            )
             writer = BlockWriter(
                 self._handle,
                 [hasher],
@@ -116,10 +155,10 @@ class Transfer:
                 clock=self._clock,
                 checkpoint=self._checkpoint,
             )
-            await self._take(writer, hasher, limit)
+            await self._take(writer, hasher)
             size = await writer.sync()
             # Without a length only a body that came in one piece can tell its own end.
-            whole = size == upload.length if upload.length is not None else not upload.offset
+            whole = size == upload.length if upload.length is not None else self._fresh
             if not whole:
                 await self._checkpoint(size)
                 self._remembered.remember(upload.upload_id, size, hasher)
@@ -150,33 +189,9 @@ class Transfer:
             put=replace(self._upload, offset=offset, changed_at=now),
         )
 
-    async def _restore_digest(self) -> Hasher:
-        """The digest of the kept prefix: remembered, or read again from the disk."""
-        upload, handle = self._upload, self._handle
-        known = self._remembered.take(upload.upload_id, upload.offset)
-        if known is not None:
-            return known
-        hasher, at = hashlib.sha256(), 0
-
-        def read_on() -> int:
-            data = handle.read(at, min(REREAD, upload.offset - at))
-            hasher.update(data)
-            return len(data)
-
-        while at < upload.offset:
-            if self._aborted:
-                raise UploadCut("The upload was ended before it went on.")
-            count = await self._off(read_on)
-            if not count:
-                raise StorageFailed(
-                    f"Of the {upload.offset} bytes kept of upload {upload.upload_id}, only {at} "
-                    "can be read."
-                )
-            at += count
-        return hasher
-
-    async def _take(self, writer: BlockWriter, hasher: Hasher, limit: int) -> None:
+    async def _take(self, writer: BlockWriter, hasher: Hasher) -> None:
         """Write what the source has; what arrived is kept when it is cut."""
+        limit = self._limit
         try:
             while piece := await self.source.read():
                 if writer.offset + len(piece) > limit:

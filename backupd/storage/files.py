@@ -85,6 +85,11 @@ class DiskUpload(_OpenFile):
                 if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
                     raise
 
+    def occupied(self) -> int:
+        fd = self._open_fd()
+        with doing(f"look at the {self._what}"):
+            return int(self._fs.fstat(fd).st_blocks) * 512
+
     def write(self, pieces: Sequence[bytes], offset: int) -> None:
         fd = self._open_fd()
         with doing(f"write to the {self._what} at {offset}"):

@@ -20,7 +20,7 @@ from twisted.logger import Logger
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from backupd import errors
-from backupd.errors import BackupdError, Invalid, Unauthorized, UnsupportedMedia
+from backupd.errors import BackupdError, Invalid, Unauthorized, UnsupportedMedia, UploadCut
 from backupd.service import BackupService
 from backupd.waiting import shielded
 from backupd.web import messages
@@ -35,6 +35,8 @@ __all__ = [
     "error_handlers",
     "page_arguments",
     "problem",
+    "refusal",
+    "state_argument",
 ]
 
 _log = Logger()
@@ -190,9 +192,25 @@ async def _guarded(
     except CancelledError:
         raise
     except BackupdError as error:
+        if request.startedWriting:
+            return _cut(request, error, service.new_id())
         return write(request, problem(error, service.new_id()))
     except Exception:
-        return write(request, _defect(service.new_id()))
+        defect = _defect(service.new_id())
+        if request.startedWriting:
+            request.abort()
+            return b""
+        return write(request, defect)
+
+
+def _cut(request: StreamingRequest, error: BackupdError, incident: str) -> bytes:
+    """For an error in the middle of an answer: only a cut tells the client that it is not whole."""
+    if not isinstance(error, UploadCut):
+        _log.error(
+            "incident {incident}: an answer was cut: {why}", incident=incident, why=str(error)
+        )
+    request.abort()
+    return b""
 
 
 def authorise(service: BackupService, request: StreamingRequest, who: Who) -> None:
@@ -252,12 +270,37 @@ def page_arguments(call: Call) -> tuple[int, int]:
     return numbers[0], max(1, numbers[1])
 
 
+def state_argument(call: Call, states: Mapping[str, bool]) -> bool | None:
+    """What ``state`` stands for, None when it is not there. Raises `Invalid`."""
+    state = call.query.get("state")
+    if state is None:
+        return None
+    if state not in states:
+        raise Invalid("state", f"must be {' or '.join(states)}")
+    return states[state]
+
+
 # -- answers ---------------------------------------------------------------------------------------
+
+
+_REPRESENTATION = (
+    "Accept-Ranges",
+    "Content-Disposition",
+    "Content-Range",
+    "Content-Security-Policy",
+    "ETag",
+    "Last-Modified",
+    "Repr-Digest",
+)
+"""What may have been said of the bytes that were asked for, and is not true of a problem."""
 
 
 def write(request: StreamingRequest, answer: Answer) -> bytes:
     """Set the status and headers of ``answer``; the body to be written."""
     request.setResponseCode(answer.status)
+    if answer.status >= 400:
+        for name in _REPRESENTATION:
+            request.responseHeaders.removeHeader(name)
     body = b"" if answer.body is None else messages.encode(answer.body)
     if answer.body is not None:
         request.setHeader("Content-Type", "application/json")
@@ -296,6 +339,12 @@ def problem(error: BackupdError, incident: str = "-") -> Answer:
         case errors.LedgerFailed():
             headers["Retry-After"] = "5"
     return _problem(status, type(error).__name__, str(error), more, headers)
+
+
+def refusal(status: int, name: str, detail: str, **headers: str) -> Answer:
+    """A problem document for what is no error of the domain; ``Content_Range`` is a header."""
+    named = {header.replace("_", "-"): value for header, value in headers.items()}
+    return _problem(status, name, detail, {}, named)
 
 
 def _problem(

@@ -186,7 +186,10 @@ class BackupList(_Message):
 
 
 class RequestView(_Message):
-    """A backup request, PROTOCOL.md, section 6."""
+    """A backup request, PROTOCOL.md, section 6.
+
+    ``position`` is there while it waits for its turn, in lists for the first 100 of a page.
+    """
 
     request_id: str
     peer: str
@@ -342,11 +345,13 @@ def _brief(error: ValueError) -> str:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     members = dict(pairs)
     if len(members) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        # A lone surrogate in it could not be written into the answer.
-        name = twice[:64].encode("utf-8", "backslashreplace").decode("utf-8")
-        raise Invalid(name, "is there twice")
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                # A lone surrogate in it could not be written into the answer.
+                told = name[:64].encode("utf-8", "backslashreplace").decode("utf-8")
+                raise Invalid(told, "is there twice")
+            seen.add(name)
     return members
 
 

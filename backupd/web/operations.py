@@ -6,18 +6,21 @@ from collections.abc import Sequence
 
 from twisted.logger import Logger
 
-from backupd.errors import BackupdError
+from backupd.errors import BackupdError, LedgerFailed
 from backupd.requests import Cancelled, ended
 from backupd.service import BackupService
 from backupd.sizes import format_size
 from backupd.waiting import go_on
 from backupd.web import messages
-from backupd.web.endpoint import Answer, Api, Call, Who, page_arguments
+from backupd.web.endpoint import Answer, Api, Call, Who, page_arguments, state_argument
 from backupd.web.views import backup_view, entry_view, request_view
 
 __all__ = ["routes"]
 
 _log = Logger()
+
+MAX_PLACED = 100
+"""So many of a page have their position: each is a count over the line that it waits in."""
 
 
 def routes(api: Api) -> None:
@@ -45,6 +48,8 @@ def _health(api: Api) -> None:
         "GET", "/readyz", says="Whether it can take work.", gives=messages.Readiness, who=Who.ANYONE
     )
     async def readyz(call: Call) -> Answer:
+        if (why := await service.ledger.trouble()) is not None:
+            raise LedgerFailed(why)
         totals = await service.ledger.totals()
         free = await service.off(service.storage.free)
         floor = service.settings.reserved_space
@@ -57,7 +62,9 @@ def _health(api: Api) -> None:
             pending=totals.pending,
             in_progress=totals.live - totals.pending,
         )
-        return Answer(body, 503 if draining else 200)
+        if draining:
+            return Answer(body, 503, {"Retry-After": "5"})
+        return Answer(body)
 
 
 def _requests(api: Api) -> None:
@@ -66,17 +73,20 @@ def _requests(api: Api) -> None:
     @api.endpoint(
         "GET",
         "/api/v1/backup/requests",
-        says="The queue, and what became of it.",
+        says="The queue, and what became of it; `position` only for the first 100 of a page.",
         gives=messages.RequestList,
         who=Who.ANYONE,
     )
     async def requests(call: Call) -> Answer:
         after, limit = page_arguments(call)
-        live = {"live": True, "ended": False}.get(call.query.get("state", ""))
+        live = state_argument(call, {"live": True, "ended": False})
         page = await service.ledger.requests(
             live=live, peer=call.query.get("peer"), after=after, limit=limit
         )
-        views = [await request_view(service, request) for _, request in page]
+        views = [
+            await request_view(service, request, placed=number < MAX_PLACED)
+            for number, (_, request) in enumerate(page)
+        ]
         return Answer(messages.RequestList(requests=views, next=_next(page, limit)))
 
     @api.endpoint(
@@ -221,7 +231,7 @@ def _outbox(api: Api) -> None:
     )
     async def entries(call: Call) -> Answer:
         after, limit = page_arguments(call)
-        over = {"going": False, "over": True}.get(call.query.get("state", ""))
+        over = state_argument(call, {"going": False, "over": True})
         page = await service.ledger.entries(over=over, after=after, limit=limit)
         views = [entry_view(service, entry) for _, entry in page]
         return Answer(messages.EntryList(entries=views, next=_next(page, limit)))

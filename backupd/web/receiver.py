@@ -273,6 +273,8 @@ async def _form(
     service: BackupService, find: Finder, request: StreamingRequest, known: BackupRequest | None
 ) -> bytes:
     """The body is a form with the video in it."""
+    if request.getHeader("content-digest") is not None:
+        raise Invalid("Content-Digest", "of a form is not checked; send Repr-Digest of the video")
     length = request.body.length
     named = None if known is None else known.ask.video
     form = FormSource(request.body, request.getHeader("content-type") or "", named)
@@ -311,6 +313,8 @@ async def _go_on(service: BackupService, request: StreamingRequest, target: Back
     if isinstance(target, Received):
         if int(said) != target.size:
             raise OffsetMismatch(target.size)
+        if request.body.length != 0:
+            raise TooLarge("Every byte is here already; nothing can follow.", target.size)
         return write(request, Answer(None, 204, TUS | {"Upload-Offset": str(target.size)}))
     outcome = await shielded(
         service.intake.receive(
@@ -318,11 +322,22 @@ async def _go_on(service: BackupService, request: StreamingRequest, target: Back
             request.body,
             length=request.body.length,
             offset=int(said),
+            total=_whole_length(request),
             digests=_digests(request, "repr-digest"),
         )
     )
     offset = outcome.size if isinstance(outcome, Outcome) else outcome.offset
     return write(request, Answer(None, 204, TUS | {"Upload-Offset": str(offset)}))
+
+
+def _whole_length(request: StreamingRequest) -> int | None:
+    """What the whole upload is announced to have, when that was not known before."""
+    said = request.getHeader("upload-length")
+    if said is None:
+        return None
+    if not re.fullmatch(r"[0-9]{1,19}", said, re.ASCII) or int(said) == 0:
+        raise Invalid("Upload-Length", "must be a whole number of bytes, more than 0")
+    return int(said)
 
 
 async def _standing(service: BackupService, target: BackupRequest) -> dict[str, str]:

@@ -10,21 +10,21 @@ from datetime import UTC, datetime
 from urllib.parse import quote
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IPushProducer
+from twisted.internet.interfaces import IPushProducer, IReactorTime
 from werkzeug.http import (
     http_date,
     parse_date,
     parse_etags,
     parse_if_range_header,
-    parse_range_header,
 )
 from zope.interface import implementer
 
-from backupd.errors import UploadCut
+from backupd.errors import StorageFailed, UploadCut
 from backupd.interfaces import IStored
 from backupd.requests import Backup
 from backupd.service import BackupService
-from backupd.web.endpoint import Api, Who
+from backupd.waiting import shielded
+from backupd.web.endpoint import Api, Who, refusal, write
 from backupd.web.site import StreamingRequest
 
 __all__ = ["routes"]
@@ -32,6 +32,9 @@ __all__ = ["routes"]
 READ = 256 * 1024
 MAX_RANGES = 16
 """More ranges than this in one request get the whole file (RFC 9110, section 14.2)."""
+
+MAX_NAME = 200
+"""Characters of a file name in a header; clients and proxies limit what a header may have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,28 +52,18 @@ def routes(api: Api) -> None:
 
     async def content(request: StreamingRequest, backup_id: str) -> bytes:
         backup = await service.ledger.backup(backup_id)
-        _describe(request, backup)
-        if _not_modified(request, backup):
-            request.setResponseCode(304)
-            return b""
-        boundary = service.new_id()
-        parts = _choose(request, backup, boundary)
-        if parts is None:
-            request.setResponseCode(416)
-            request.setHeader("Content-Range", f"bytes */{backup.size}")
-            request.setHeader("Content-Length", "0")
-            return b""
-        after = f"\r\n--{boundary}--\r\n".encode() if len(parts) > 1 else b""
-        length = sum(len(part.before) + part.stop - part.start for part in parts) + len(after)
-        request.setHeader("Content-Length", str(length))
-        if request.method == b"HEAD":
-            return b""
+        valve = _Valve(request)
+        # The work on the file goes on to its end when the client leaves: a step that runs in a
+        # thread cannot be stopped, and what it opened or still reads has to be closed after it.
+        return await shielded(give(request, backup, valve))
+
+    async def give(request: StreamingRequest, backup: Backup, valve: _Valve) -> bytes:
         stored = await service.off(service.storage.open, backup)
         try:
-            await _send(service, request, stored, parts)
+            valve.check()
+            return await _answer(service, request, backup, stored, valve)
         finally:
             await service.off(stored.close)
-        return after
 
     api.route(
         "GET",
@@ -80,6 +73,36 @@ def routes(api: Api) -> None:
         says="The bytes, whole or in ranges; HEAD too.",
         gives="application/octet-stream",
     )
+
+
+async def _answer(
+    service: BackupService,
+    request: StreamingRequest,
+    backup: Backup,
+    stored: IStored,
+    valve: _Valve,
+) -> bytes:
+    """Write all but the end of the answer; the end."""
+    if not _still_right(request, backup):
+        detail = "The bytes that are kept are not the ones that the condition names."
+        return write(request, refusal(412, "PreconditionFailed", detail))
+    _describe(request, backup)
+    if _not_modified(request, backup):
+        request.setResponseCode(304)
+        return b""
+    boundary = service.new_id()
+    parts = _choose(request, backup, boundary)
+    if parts is None:
+        detail = f"The backup has {backup.size} bytes; the range has none of them."
+        span = f"bytes */{backup.size}"
+        return write(request, refusal(416, "RangeNotSatisfiable", detail, Content_Range=span))
+    after = f"\r\n--{boundary}--\r\n".encode() if len(parts) > 1 else b""
+    length = sum(len(part.before) + part.stop - part.start for part in parts) + len(after)
+    request.setHeader("Content-Length", str(length))
+    if request.method == b"HEAD":
+        return b""
+    await _send(service, request, stored, parts, valve)
+    return after
 
 
 def _describe(request: StreamingRequest, backup: Backup) -> None:
@@ -102,9 +125,28 @@ def _describe(request: StreamingRequest, backup: Backup) -> None:
 
 def _disposition(name: str) -> str:
     """RFC 6266: an ASCII stand-in, and the name itself in UTF-8."""
-    plain = re.sub(r'[^\x20-\x7e]|["\\%]', "_", name)[:200]
+    name = _shortened(name)
+    plain = re.sub(r'[^\x20-\x7e]|["\\%]', "_", name)
     safe = name.encode("utf-8", "replace").decode()
     return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(safe, safe='')}"
+
+
+def _shortened(name: str) -> str:
+    """At most `MAX_NAME` characters of a name, with its extension."""
+    if len(name) <= MAX_NAME:
+        return name
+    stem, dot, extension = name.rpartition(".")
+    end = dot + extension if stem and len(extension) <= 16 else ""
+    return name[: MAX_NAME - len(end)] + end
+
+
+def _still_right(request: StreamingRequest, backup: Backup) -> bool:
+    """Whether If-Match, or else If-Unmodified-Since, holds (RFC 9110, section 13.2.2)."""
+    if_match = request.getHeader("if-match")
+    if if_match is not None:
+        return parse_etags(if_match).contains(backup.sha256)
+    since = parse_date(request.getHeader("if-unmodified-since"))
+    return since is None or _stored(backup) <= since
 
 
 def _not_modified(request: StreamingRequest, backup: Backup) -> bool:
@@ -124,12 +166,13 @@ def _choose(request: StreamingRequest, backup: Backup, boundary: str) -> list[_P
     """What to send, with the status set; None when no range can be satisfied."""
     whole = [_Part(b"", 0, backup.size)]
     said = request.getHeader("range")
-    if said is None or not _if_range(request, backup):
+    # Only GET has ranges (RFC 9110, section 14.2).
+    if said is None or request.method != b"GET" or not _if_range(request, backup):
         return whole
-    wanted = parse_range_header(said)
-    if wanted is None or wanted.units != "bytes" or len(wanted.ranges) > MAX_RANGES:
+    wanted = _ranges(said)
+    if not 0 < len(wanted) <= MAX_RANGES:
         return whole
-    spans = [span for one in wanted.ranges if (span := _span(one, backup.size)) is not None]
+    spans = [span for one in wanted if (span := _span(*one, backup.size)) is not None]
     if not spans:
         return None
     if sum(stop - start for start, stop in spans) > backup.size:
@@ -167,23 +210,55 @@ def _if_range(request: StreamingRequest, backup: Backup) -> bool:
     return condition.etag == backup.sha256
 
 
-def _span(wanted: tuple[int, int | None], size: int) -> tuple[int, int] | None:
-    """``[start, stop)`` inside the file, None when it lies beyond."""
-    start, stop = wanted
-    if start < 0:
-        start, stop = max(0, size + start), size
-    stop = size if stop is None else min(stop, size)
+_RANGE = re.compile(r"([0-9]{1,19})-([0-9]{0,19})|-([0-9]{1,19})", re.ASCII)
+
+
+def _ranges(said: str) -> list[tuple[int | None, int | None]]:
+    """First and last byte of each range, ``(None, n)`` for the last n; empty when malformed."""
+    unit, _, listed = said.partition("=")
+    found: list[tuple[int | None, int | None]] = []
+    for text in listed.split(",") if unit.lower() == "bytes" else ():
+        if not (spec := text.strip(" \t")):
+            continue
+        match = _RANGE.fullmatch(spec)
+        if match is None:
+            return []
+        first, last, suffix = match.groups()
+        if suffix is not None:
+            found.append((None, int(suffix)))
+        elif last and int(last) < int(first):
+            return []
+        else:
+            found.append((int(first), int(last) if last else None))
+    return found
+
+
+def _span(first: int | None, last: int | None, size: int) -> tuple[int, int] | None:
+    """``[start, stop)`` inside the file, None when there is nothing of the range in it."""
+    if first is None:
+        start, stop = max(0, size - (last or 0)), size
+    else:
+        start, stop = first, size if last is None else min(last + 1, size)
     return (start, stop) if start < stop else None
 
 
 @implementer(IPushProducer)
 class _Valve:
-    """Opens and closes with the network: `open` fires when there is room to write."""
+    """Opens and closes with the network: `open` fires when there is room to write.
 
-    def __init__(self) -> None:
+    The connection of a client that takes nothing for as long as the site's timeout is cut: the
+    channel's own timeout stands still while there is an answer to write.
+    """
+
+    def __init__(self, request: StreamingRequest) -> None:
+        self._request = request
+        site = request.channel.site
+        self._clock: IReactorTime = site.reactor
+        self._patience = site.timeOut or 60.0
         self._waiting: Deferred[None] | None = None
         self._paused = False
         self._stopped = False
+        request.notifyFinish().addErrback(lambda _: self.stopProducing())
 
     def pauseProducing(self) -> None:  # noqa: N802
         self._paused = True
@@ -201,20 +276,34 @@ class _Valve:
         if waiting is not None:
             waiting.callback(None)
 
-    async def open(self) -> None:
+    def _give_up(self) -> None:
+        self._request.abort()
+        self.stopProducing()
+
+    def check(self) -> None:
         """Raises `UploadCut` when the client is gone."""
-        if self._paused and not self._stopped:
-            self._waiting = Deferred()
-            await self._waiting
         if self._stopped:
             raise UploadCut("The client left before it had everything.")
 
+    async def open(self) -> None:
+        """Raises `UploadCut` when the client is gone, or takes nothing any more."""
+        if self._paused and not self._stopped:
+            self._waiting = Deferred()
+            late = self._clock.callLater(self._patience, self._give_up)
+            await self._waiting
+            if late.active():
+                late.cancel()
+        self.check()
+
 
 async def _send(
-    service: BackupService, request: StreamingRequest, stored: IStored, parts: Sequence[_Part]
+    service: BackupService,
+    request: StreamingRequest,
+    stored: IStored,
+    parts: Sequence[_Part],
+    valve: _Valve,
 ) -> None:
     """Write the parts, reading ahead by one block, never faster than the network takes them."""
-    valve = _Valve()
     request.registerProducer(valve, True)
     try:
         for part in parts:
@@ -225,7 +314,9 @@ async def _send(
                 await valve.open()
                 data = await service.off(stored.read, at, min(READ, part.stop - at))
                 if not data:
-                    raise UploadCut("The file ended early; its verification will tell why.")
+                    raise StorageFailed(
+                        f"The file ended at byte {at}; a verification of the backup will tell why."
+                    )
                 await valve.open()
                 request.write(data)
                 at += len(data)

@@ -18,6 +18,7 @@ from __future__ import annotations
 import io
 from collections import deque
 from collections.abc import Callable
+from math import inf
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -121,8 +122,15 @@ class Body:
             self._channel.abort()
 
     def silent_for(self) -> float:
-        """Seconds since the last byte; 0 when none is owed, or it is we who do not read."""
-        if self.ended or (self._channel is not None and self._channel.held):
+        """Seconds since the last byte; 0 when none is owed, or it is we who do not read.
+
+        Infinite once the body is cut: no byte will ever come.
+        """
+        if self.ended:
+            return 0.0
+        if self._cut is not None:
+            return inf
+        if self._channel is not None and self._channel.held:
             return 0.0
         return self._clock.seconds() - self._since
 
@@ -256,6 +264,13 @@ class StreamingRequest(Request):
             self.setHeader(b"connection", b"close")
         super().write(data)
 
+    def abort(self) -> None:
+        """Cut the answer: the connection is closed at once, and the client sees that it is."""
+        if self.channel is not None and not self.finished:
+            # Nothing that was pipelined behind this is to be begun.
+            self.channel.persistent = False
+            self.channel.abort()
+
 
 class _Channel(HTTPChannel):
     """One connection.
@@ -347,6 +362,9 @@ class _Channel(HTTPChannel):
         closed under its bytes.
         """
         if request.body.ended:
+            if not self.persistent and self._abortingCall is None:
+                # A client that does not take the rest of it must not keep the connection for ever.
+                self._abortingCall = self.callLater(self.site.timeOut, self.forceAbortClient)
             super().requestDone(request)
             return
         request.body.discard()

@@ -46,9 +46,14 @@ def backup_view(service: BackupService, backup: Backup) -> BackupView:
     )
 
 
-async def request_view(service: BackupService, request: BackupRequest) -> RequestView:
-    """What is told of a backup request, alive or ended."""
+async def request_view(
+    service: BackupService, request: BackupRequest, *, placed: bool = True
+) -> RequestView:
+    """What is told of a backup request, alive or ended; ``placed`` with its place in its line."""
     ask = request.ask
+    position = None
+    if placed and isinstance(request, Pending):
+        position = await service.ledger.position(request)
     alive = (
         request if isinstance(request, Pending | Offered | Receiving | Received | Storing) else None
     )
@@ -59,7 +64,7 @@ async def request_view(service: BackupService, request: BackupRequest) -> Reques
         video_id=ask.video,
         file_name=ask.file_name,
         state="RECEIVED" if isinstance(request, Storing) else state_name(request),
-        position=await service.ledger.position(request) if isinstance(request, Pending) else None,
+        position=position,
         reserved_bytes=ask.size if alive else 0,
         received_bytes=got,
         progress=1.0 if isinstance(request, Stored) else round(min(1.0, got / ask.size), 4),

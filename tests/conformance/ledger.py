@@ -30,4 +30,8 @@ def make_ledger_tests(
             """The ledger provides what it promises."""
             verifyObject(ILedger, self.ledger)
 
+        def test_no_trouble(self) -> None:
+            """A ledger that commits is not in trouble."""
+            assert self.successResultOf(self.ledger.trouble()) is None
+
     return LedgerTests

@@ -70,6 +70,26 @@ class LineTests(LedgerCase):
         assert result_of(self.ledger.last_ended("2")).ask.request_id == "request-2"
         assert result_of(self.ledger.live_for(2, None, 10)) == []
 
+    def test_given_up(self) -> None:
+        """Who waits behind offers that fail is given up with them, unless it asked again."""
+        for name in "123":
+            self.admit(name)
+        self.admit("4", peer="http://localhost:3009", origin="http://localhost:3009")
+        self.change("1", refuse_offer(NOW + 5))
+
+        def given_up(now: float) -> set[str]:
+            found = result_of(self.ledger.given_up(now=now, limit=10))
+            assert all(request.expires_at == NOW + 86400 for request in found)
+            return {request.ask.request_id[-1] for request in found}
+
+        assert given_up(NOW + 86399) == set()
+        assert given_up(NOW + 86400) == {"1", "2", "3"}
+        self.change("2", to_offered)
+        assert given_up(NOW + 86400) == set(), "it answers"
+        self.change("1", refuse_offer(NOW + 5))
+        self.admit("5", video=1)
+        assert given_up(NOW + 86400) == set(), "it asked again"
+
     def test_overdue(self) -> None:
         """Leases and times that are up, and all in STORING; each once, and nothing else."""
         for name in "12345":

@@ -57,5 +57,6 @@ def test_the_metrics_follow_what_is_promised_and_waits(
 ) -> None:
     before = _metric(receiver, "backupd_promised_bytes")
     assert sender.ask(receiver.url, video, "64 MB").json["success"]
-    assert _metric(receiver, "backupd_promised_bytes") == before + 64 * 1024**2
+    promised = _metric(receiver, "backupd_promised_bytes") - before
+    assert 64 * 1024**2 <= promised <= 65 * 1024**2  # and a little for folders and sidecar
     assert _metric(receiver, "backupd_available_bytes") > 0

@@ -89,6 +89,25 @@ def test_a_malformed_query_is_named(receiver: Daemon, path: str, query: str, mem
     is_problem(receiver.call("GET", f"{path}?{query}"), 400, member)
 
 
+@pytest.mark.parametrize("state", ["bogus", "", "LIVE", "going"])
+def test_a_state_that_there_is_not_is_named(receiver: Daemon, state: str) -> None:
+    path = f"/api/v1/backup/requests?state={state}"
+    is_problem(receiver.call("GET", path), 400, "state")
+    path = f"/api/v1/outbox?state={state if state != 'going' else 'live'}"
+    is_problem(receiver.call("GET", path, operator=True), 400, "state")
+
+
+def test_states_choose_what_is_listed(receiver: Daemon, sender: PlainSender, kept: Any) -> None:
+    sender.ask(receiver.url, "listed", 5)
+    for state, there in (("live", True), ("ended", False)):
+        page = receiver.call("GET", f"/api/v1/backup/requests?state={state}&limit=1000").json
+        assert ("listed" in [one["videoId"] for one in page["requests"]]) is there
+        assert ("kept" in [one["videoId"] for one in page["requests"]]) is not there
+    for state in ("going", "over"):
+        path = f"/api/v1/outbox?state={state}"
+        assert receiver.call("GET", path, operator=True).status == 200
+
+
 @pytest.mark.parametrize(
     "path",
     [
@@ -136,6 +155,8 @@ def test_the_whole(kept: Any) -> None:
         (f"bytes=-{SIZE * 2}", 0, SIZE),
         (f"bytes=5-{SIZE * 2}", 5, SIZE),
         (f"bytes=10-19,{SIZE}-", 10, 20),
+        ("bytes=10-19,-0", 10, 20),
+        ("Bytes=,10-19 ,", 10, 20),
     ],
 )
 def test_a_single_range(kept: Any, said: str, start: int, stop: int) -> None:
@@ -170,10 +191,23 @@ def test_several_ranges_come_as_parts(kept: Any) -> None:
         assert b"\r\n\r\n" + data + b"\r\n--" in answer.body
 
 
-@pytest.mark.parametrize("said", [f"bytes={SIZE}-", f"bytes={SIZE}-{SIZE + 5}"])
-def test_a_range_beyond_the_end_is_416(kept: Any, said: str) -> None:
+@pytest.mark.parametrize(
+    "said", [f"bytes={SIZE}-", f"bytes={SIZE}-{SIZE + 5}", "bytes=-0", f"bytes=-0, {SIZE}-"]
+)
+def test_a_range_of_no_byte_is_416(kept: Any, said: str) -> None:
     answer = get(kept, Range=said)
-    assert (answer.status, answer.headers["Content-Range"]) == (416, f"bytes */{SIZE}")
+    is_problem(answer, 416)
+    assert answer.headers["Content-Range"] == f"bytes */{SIZE}"
+    assert answer.headers["Cache-Control"] == "no-store"
+    for name in ("ETag", "Repr-Digest", "Content-Disposition", "Last-Modified"):
+        assert name not in answer.headers
+
+
+@pytest.mark.parametrize("said", ["bytes=0-4", f"bytes={SIZE}-", "bytes=0-4,7-8"])
+def test_only_get_has_ranges(kept: Any, said: str) -> None:
+    answer = get(kept, "HEAD", Range=said)
+    assert (answer.status, answer.headers["Content-Length"]) == (200, str(SIZE))
+    assert "Content-Range" not in answer.headers
 
 
 @pytest.mark.parametrize(
@@ -185,8 +219,9 @@ def test_a_range_beyond_the_end_is_416(kept: Any, said: str) -> None:
         "lines=1-2",
         "bytes",
         "bytes=--5",
-        "bytes=-0",
         "bytes=1-2-3",
+        "bytes=0-4,x",
+        "bytes=" + "9" * 5000 + "-",
         ",".join(["bytes=0-1"] + [f"{n}-{n}" for n in range(2, 60, 2)]),
         f"bytes=0-{SIZE},0-{SIZE}",
     ],
@@ -206,6 +241,28 @@ def test_a_copy_that_is_still_right_is_not_sent_again(kept: Any) -> None:
     assert get(kept, If_Modified_Since=modified).status == 304
     assert get(kept, If_Modified_Since="Sat, 01 Jan 2000 00:00:00 GMT").status == 200
     assert get(kept, If_None_Match='"x"', If_Modified_Since=modified).status == 200
+
+
+def test_what_must_still_be_right_is_refused_when_it_is_not(kept: Any) -> None:
+    modified = get(kept, "HEAD").headers["Last-Modified"]
+    long_ago = "Sat, 01 Jan 2000 00:00:00 GMT"
+    for same in (ETAG, f'"x", {ETAG}', "*"):
+        assert get(kept, If_Match=same).status == 200
+        assert get(kept, If_Match=same, If_Unmodified_Since=long_ago).status == 200
+        assert get(kept, If_Match=same, If_None_Match=ETAG).status == 304
+    assert get(kept, If_Unmodified_Since=modified).status == 200
+    assert get(kept, If_Unmodified_Since="nonsense").status == 200
+    for wrong in (
+        {"If_Match": '"x"'},
+        {"If_Match": f"W/{ETAG}"},
+        {"If_Match": '"x"', "If_None_Match": ETAG},
+        {"If_Match": '"x"', "Range": f"bytes={SIZE}-"},
+        {"If_Unmodified_Since": long_ago},
+    ):
+        answer = get(kept, **wrong)
+        is_problem(answer, 412)
+        assert "Repr-Digest" not in answer.headers
+        assert get(kept, "HEAD", **wrong).status == 412
 
 
 def test_a_range_of_what_has_changed_is_the_whole(kept: Any) -> None:

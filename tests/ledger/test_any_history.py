@@ -76,10 +76,15 @@ class AnyHistory(RuleBasedStateMachine):
         self.asked += 1
         origin = f"{peer}2" if other_origin else peer
         ask = an_ask(str(self.asked), peer=peer, video=video, size=size, origin=origin)
+        same = result_of(self.ledger.live_for(video, peer, 1))
         request, room = result_of(self.ledger.admit(ask, self.room, now=self.now, max_pending=6))
         assert (request is None) == (room.reason is not None)
         if request is not None and request.ask.request_id not in self.known:
             self.known.append(request.ask.request_id)
+        if request is not None and same and isinstance(same[0], Pending):
+            # Whoever asks again is there: its lines need not rest any longer.
+            for line in ((peer, same[0].ask.origin), (peer, origin)):
+                self.rests[line] = self.rests.get(line, (0, 0.0))[0], 0.0
 
     @precondition(lambda self: self.known)
     @rule(data=st.data(), wait=waits)

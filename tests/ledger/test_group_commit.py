@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import Engine, event
 from sqlalchemy.exc import OperationalError
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.logger import capturedLogs
+from twisted.logger import LogLevel, capturedLogs
 
 from backupd.errors import Busy, LedgerFailed, NoSuchRequest
 from backupd.interfaces import Room
@@ -277,6 +277,53 @@ def test_a_commit_that_fails(ledger: SqlLedger, off: WhenTold, at: str) -> None:
     assert result_of(again)[0] is not None
     assert result_of(ledger.totals()).promised == 100
     assert len(seen) == 1
+
+
+def test_trouble(ledger: SqlLedger, off: WhenTold) -> None:
+    """A ledger that cannot commit says so, in the log once, until something is written again."""
+
+    def trouble() -> str | None:
+        answer = ledger.trouble()
+        while off.waiting:
+            off.run()
+        return result_of(answer)
+
+    admit(ledger, "1")
+    off.run()
+    assert trouble() is None
+    with capturedLogs() as log, failing("COMMIT"):
+        for name in ("2", "3"):
+            answer = admit(ledger, name, capability="secret")
+            off.run()
+            with pytest.raises(LedgerFailed):
+                result_of(answer)
+        told = trouble()
+    assert told is not None
+    assert "disk I/O error" in told
+    (line,) = [event for event in log if event["log_level"] is LogLevel.error]
+    assert "disk I/O error" in line["why"]
+    assert "secret" not in str(line)
+    nothing = ledger.change("request-1", same)
+    off.run()
+    result_of(nothing)
+    assert ledger._batches.failing == told, "an empty transaction says nothing"
+    assert trouble() is None
+    with capturedLogs() as log, failing("COMMIT"):
+        admit(ledger, "4").addErrback(lambda _: None)
+        off.run()
+    assert [event["log_level"] for event in log] == [LogLevel.error]
+    admit(ledger, "5")
+    off.run()
+    assert ledger._batches.failing is None
+
+
+def test_a_step_that_fails_is_no_trouble(ledger: SqlLedger, off: WhenTold) -> None:
+    """What one step raises says nothing of the ledger."""
+    answer = ledger.change("request-none", same)
+    off.run()
+    with pytest.raises(NoSuchRequest):
+        result_of(answer)
+    assert result_of(ledger.trouble()) is None
 
 
 def test_a_full_disk(ledger: SqlLedger, off: WhenTold) -> None:

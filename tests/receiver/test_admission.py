@@ -200,6 +200,15 @@ def test_too_large(desk: Desk) -> None:
     refused(desk.ask(1, 9 * GB), "insufficient-space")
 
 
+def test_too_large_with_its_folders() -> None:
+    """What would fit the empty volume only without its folders and sidecar can never fit."""
+    ledger = SqlLedger("sqlite://", write_off=at_once, read_off=at_once, footprint=1000)
+    desk = Desk(Volume(10 * GB), ledger)
+    refused(desk.ask(1, 9 * GB), "too-large")
+    assert desk.ask(1, 9 * GB - 1000).available == 0
+    refused(desk.ask(2, 1), "insufficient-space")
+
+
 def test_growth_too_large(desk: Desk) -> None:
     """A request that grows beyond the volume is too large, however small the growth."""
     desk.ask(1, 7 * GB)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from backupd.errors import LedgerFailed, NoSuchRequest, StorageFailed, UploadCut
-from backupd.receiver import transfer
+from backupd.receiver import expiry, transfer
+from backupd.receiver.expiry import AT_ONCE
 from backupd.receiver.transfer import Digests, Outcome
 from backupd.requests import Pending, Receiving
 from backupd.waiting import go_on
@@ -248,6 +250,93 @@ class SweepTests(WorldCase):
         self.clock.advance(DAY)
         self.world.sweep()
         assert [self.world.state(one) for one in ids] == ["EXPIRED", "EXPIRED"]
+
+    def test_one_is_slow(self) -> None:
+        """One whose bytes go slowly keeps neither the others nor the next sweep."""
+        off = ManualOff()
+        world = self.make("manual", off=off)
+        slow = world.offered(1)
+        done = world.receive(slow, world.source(b"1234", b""), 4)
+        off.release_all()
+        now(done)
+        self.clock.advance(DAY - LEASE)
+        other = world.offered(2, peer="http://c:1")
+        self.clock.advance(LEASE)
+        world.sweep()
+        assert off.names == ["discard"]
+        assert world.state(other) == "PENDING"
+        again = world.admit(3, peer="http://d:1").ask.request_id
+        world.tick()
+        self.clock.advance(LEASE)
+        world.sweep()
+        assert world.state(again) == "PENDING"
+        assert off.names == ["discard"]
+        off.release_all()
+        assert world.state(slow) == "EXPIRED"
+
+    def test_some_at_once(self) -> None:
+        """Of many only a few are ended at the same time; as one has ended, the next begins."""
+        off = ManualOff()
+        world = self.make("manual", off=off)
+        ids = []
+        for video in range(2 * AT_ONCE):
+            ids.append(world.offered(video, peer=f"http://p{video}:1"))
+            done = world.receive(ids[-1], world.source(b"1234", b""), 4)
+            off.release_all()
+            now(done)
+        self.clock.advance(DAY)
+        world.sweep()
+        assert off.names == ["discard"] * AT_ONCE
+        off.release()
+        assert off.names == ["discard"] * AT_ONCE
+        stopping = go_on(world.expiry.stop())
+        world.sweep()
+        assert not stopping.called
+        off.release_all()
+        now(stopping)
+        states = Counter(world.state(one) for one in ids)
+        assert states == {"EXPIRED": AT_ONCE + 1, "RECEIVED": AT_ONCE - 1}
+
+    def test_being_stored(self) -> None:
+        """What a `complete` is storing right now is left to it, and keeps no place."""
+        off = ManualOff()
+        world = self.make("manual", off=off)
+        ids, completing = [], []
+        for video in range(AT_ONCE):
+            ids.append(world.offered(video, peer=f"http://p{video}:1"))
+            done = world.receive(ids[-1], world.source(b"1234", b""), 4)
+            off.release_all()
+            now(done)
+        for request_id in ids:
+            completing.append(go_on(world.keeper.complete(request_id)))
+            while off.names[-1] != "keep":
+                off.release(off.names[-1])
+        assert off.names == ["keep"] * AT_ONCE
+        other = world.offered(99, peer="http://c:1")
+        self.clock.advance(LEASE)
+        world.sweep()
+        assert world.state(other) == "PENDING"
+        now(world.expiry.stop())
+        off.release_all()
+        for one in completing:
+            now(one)
+
+    def test_those_that_fail_hide_no_others(self) -> None:
+        """However many cannot be ended, the sweep comes to those behind them."""
+        set_attribute(self, expiry, "LOOK", 2)
+        ids = [self.world.offered(video, peer=f"http://p{video}:1") for video in range(4)]
+        change = self.world.ledger.change
+
+        def faulty(request_id: str, *args: Any, **more: Any) -> Any:
+            if request_id != ids[3]:
+                raise LedgerFailed("EIO")
+            return change(request_id, *args, **more)
+
+        set_attribute(self, self.world.ledger, "change", faulty)
+        self.clock.advance(LEASE)
+        self.world.sweep()
+        self.world.sweep()
+        assert self.world.state(ids[3]) == "PENDING"
 
     def test_history(self) -> None:
         """What ended is remembered for `history`, then forgotten."""

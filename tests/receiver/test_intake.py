@@ -187,6 +187,24 @@ class RefusedTests(WorldCase):
         self.refused(NotYourTurn, request_id)
         assert self.world.state(request_id) == "PENDING"
 
+    def test_whole_gives_way_to_bytes_only(self) -> None:
+        """What was acknowledged as whole stays until the first byte of what replaces it."""
+        request_id = self.world.offered(size=4)
+        self.world.send(request_id, b"1234")
+        silent = self.world.source()
+        done = self.world.receive(request_id, silent, 4)
+        silent.cut()
+        self.raises(UploadCut, done)
+        assert self.world.state(request_id) == "RECEIVED"
+        assert now(self.world.keeper.complete(request_id)).size == 4
+
+    def test_whole_is_replaced(self) -> None:
+        """A sender may send again what had arrived, with other bytes too."""
+        request_id = self.world.offered(size=4)
+        self.world.send(request_id, b"1234")
+        self.world.send(request_id, b"5678")
+        assert now(self.world.keeper.complete(request_id)).sha256 == sha256(b"5678")
+
     def test_received_and_not_your_turn(self) -> None:
         """A whole upload is not given up for one that cannot begin."""
         request_id = self.world.offered(1, size=4)
@@ -328,6 +346,7 @@ class StoringTests(WorldCase):
         off.release_all()
         now(done)
         complete = go_on(world.keeper.complete(request_id))
+        off.release()
         assert isinstance(world.request(request_id), Storing)
         off.release(error=OSError("a defect"))
         self.raises(OSError, complete)

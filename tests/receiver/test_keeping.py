@@ -18,6 +18,7 @@ from backupd.errors import (
     UploadCut,
 )
 from backupd.interfaces import IFileSystem
+from backupd.receiver.transfer import Outcome
 from backupd.requests import MAX_TRIES, Backup, Pending, Received, Stored, Storing
 from backupd.waiting import go_on
 from tests.receiver.world import ManualOff, World, WorldCase, now, sha256
@@ -78,6 +79,9 @@ class CompleteTests(KeepingCase):
         off.release_all()
         now(sent)
         done = go_on(world.keeper.complete(request_id))
+        assert off.names == ["look"]
+        assert isinstance(world.request(request_id), Received)
+        off.release()
         assert off.names == ["keep"]
         assert isinstance(world.request(request_id), Storing)
         assert self.listed(world) == []
@@ -281,8 +285,8 @@ class GivenUpTests(KeepingCase):
 class CrashTests(KeepingCase):
     """Whatever step it crashes at, it goes forward from STORING and back to RECEIVED before."""
 
-    def crash_at(self, crash: int) -> bool:
-        """Crash at this call of the file system; whether there was one."""
+    def crash_at(self, crash: int) -> str:
+        """Crash at this call of the file system; the state found then, "" without a crash."""
         root = Path(self.folder, f"crash{crash}")
         root.mkdir()
         url = f"sqlite:///{self.folder}/ledger{crash}"
@@ -298,7 +302,7 @@ class CrashTests(KeepingCase):
         now(world.ledger.close())
         fs.close_all()
         world = world.restart()
-        assert world.state(request_id) == "STORED"
+        state = world.state(request_id)
         backup = now(world.keeper.complete(request_id))
         assert self.listed(world) == [backup]
         assert self.content(backup, world) == DATA
@@ -306,13 +310,16 @@ class CrashTests(KeepingCase):
         assert sorted(files) == ["a.mp4", "backup.json"]
         assert now(world.ledger.totals()).live == 0
         now(world.ledger.close())
-        return crashed
+        return state if crashed else ""
 
     def test_every_step(self) -> None:
-        crash = 0
-        while self.crash_at(crash):
-            crash += 1
-        assert crash > 20
+        states = []
+        while state := self.crash_at(len(states)):
+            states.append(state)
+        looks = states.index("STORED")
+        assert 0 < looks < 8
+        assert states == ["RECEIVED"] * looks + ["STORED"] * (len(states) - looks)
+        assert len(states) > 20
 
     def test_before_storing(self) -> None:
         """A crash before STORING was committed leaves RECEIVED, to be completed again."""
@@ -323,6 +330,86 @@ class CrashTests(KeepingCase):
         assert isinstance(world.request(request_id), Received)
         world.check_accounts()
         assert self.content(now(world.keeper.complete(request_id)), world) == DATA
+
+
+class GoneTests(KeepingCase):
+    """The bytes that were received are gone from the disk."""
+
+    def test_before_storing(self) -> None:
+        """The request goes back in line, and a new upload is stored."""
+        request_id = self.received()
+        for upload_id in self.world.on_disk():
+            self.world.storage.discard(upload_id)
+        self.raises(Incomplete, self.world.keeper.complete(request_id))
+        assert self.world.state(request_id) == "PENDING"
+        self.world.tick()
+        now(self.world.receive(request_id, self.world.source(DATA, b""), len(DATA)))
+        assert self.content(self.complete(request_id)) == DATA
+
+    def test_while_storing(self) -> None:
+        """What can never be stored is FAILED once its time is up, and its room is free."""
+        off = ManualOff()
+        world = self.make("manual", off=off)
+        request_id = world.offered()
+        sent = world.receive(request_id, world.source(DATA, b""), len(DATA))
+        off.release_all()
+        now(sent)
+        done = go_on(world.keeper.complete(request_id))
+        off.release()
+        for upload_id in world.on_disk():
+            world.storage.discard(upload_id)
+        off.release_all()
+        self.raises(StorageFailed, done)
+        forward = go_on(world.keeper.roll_forward(request_id))
+        off.release_all()
+        self.raises(StorageFailed, forward)
+        assert world.state(request_id) == "STORING"
+        self.clock.advance(86401)
+        forward = go_on(world.keeper.roll_forward(request_id))
+        off.release_all()
+        now(forward)
+        assert world.state(request_id) == "FAILED"
+        assert now(world.ledger.totals()).promised == 0
+
+
+class UnknownLengthTests(KeepingCase):
+    """An upload that was cut before it could tell its end."""
+
+    def cut(self, count: int) -> str:
+        request_id = self.world.offered()
+        source = self.world.source(*([DATA[:count]] if count else []))
+        done = self.world.receive(request_id, source, None)
+        source.cut()
+        self.raises(UploadCut, done)
+        return request_id
+
+    def test_size_is_told(self) -> None:
+        """It is whole when its sender says so, by its size."""
+        request_id = self.cut(2)
+        rest = self.world.source(DATA[2:], b"")
+        now(self.world.receive(request_id, rest, len(DATA) - 2, offset=2))
+        self.raises(Incomplete, self.world.keeper.complete(request_id))
+        backup = now(self.world.keeper.complete(request_id, size=len(DATA)))
+        assert backup.sha256 == sha256(DATA)
+        assert self.content(backup) == DATA
+
+    def test_length_is_told(self) -> None:
+        """A continuation may bring the length of the whole."""
+        request_id = self.cut(2)
+        rest = self.world.source(DATA[2:], b"")
+        work = self.world.intake.receive(
+            request_id, rest, length=len(DATA) - 2, offset=2, total=len(DATA)
+        )
+        assert isinstance(now(work), Outcome)
+        assert self.content(self.complete(request_id)) == DATA
+
+    def test_a_part_is_no_video(self) -> None:
+        """A continuation from 0 is not whole because it came in one piece."""
+        request_id = self.cut(0)
+        now(self.world.receive(request_id, self.world.source(DATA[:2], b""), 2, offset=0))
+        self.raises(Incomplete, self.world.keeper.complete(request_id))
+        now(self.world.receive(request_id, self.world.source(DATA[2:], b""), None, offset=2))
+        assert self.content(now(self.world.keeper.complete(request_id, size=len(DATA)))) == DATA
 
 
 class StuckTests(KeepingCase):

@@ -59,6 +59,45 @@ class OfferTests(WorldCase):
         assert self.world.queue.busy() == {}
         assert now(self.world.ledger.totals()).promised == 0
 
+    def test_answer_of_an_old_link(self) -> None:
+        """Who has asked again with another link is not bound by what the old one answers."""
+        for status in (200, 410, 500):
+            world = self.make(str(status))
+            world.offers.answers["http://b:1/old"] = None
+            request = world.admit(callback="http://b:1/old")
+            world.tick()
+            world.admit(callback="http://b:1/new")
+            (old,) = world.offers.waiting
+            old.answer.callback(Answer(status))
+            assert world.state(request.ask.request_id) == "PENDING"
+            self.clock.advance(0)
+            world.tick()
+            assert [sent.link for sent in world.offers.sent][1:] == ["http://b:1/new"]
+            assert world.state(request.ask.request_id) == "OFFERED"
+
+    def test_again_while_an_offer_is_out(self) -> None:
+        """A sender that restarts while it is being called again is called once more."""
+        request_id = self.world.offered()
+        self.world.offers.answers["http://b:1"] = None
+        self.world.queue.offer_again(self.world.request(request_id))
+        self.world.queue.offer_again(self.world.request(request_id))
+        (out,) = self.world.offers.waiting
+        del self.world.offers.answers["http://b:1"]
+        out.answer.callback(Answer(500))
+        assert len(self.world.offers.sent) == 3
+
+    def test_asked_again_is_new_time(self) -> None:
+        """A sender that asks again has a day from then, not from its first refused offer."""
+        self.world.offers.answers["http://b:1"] = DEAD
+        request_id = self.world.admit().ask.request_id
+        self.world.tick()
+        self.clock.advance(86000)
+        self.world.admit()
+        self.world.tick()
+        self.clock.advance(1000)
+        self.world.sweep()
+        assert self.world.state(request_id) == "PENDING"
+
     def test_schedule(self) -> None:
         """Anything else: again after 5 s, 10 s, 20 s … and never more than 5 min."""
         for answer in (DEAD, Answer(500), Answer(404), Answer(302), Answer(199)):

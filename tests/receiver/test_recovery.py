@@ -7,10 +7,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from backupd.errors import UploadCut
+from backupd.errors import StorageFailed, UploadCut
 from backupd.receiver.recovery import Rebuilt, rebuild
 from backupd.receiver.transfer import Outcome
 from backupd.requests import Pending, Storing
+from backupd.storage.disk import DiskStorage
 from tests.receiver.world import KIB, World, WorldCase, now, set_attribute, sha256, sync
 
 DATA = b"0123456789" * 1000
@@ -70,6 +71,23 @@ class UploadTests(RecoveryCase):
         world = self.crash()
         assert len(world.on_disk()) == 1
         world.check_accounts()
+
+    def test_an_orphan_that_stays(self) -> None:
+        """Bytes that cannot be removed do not keep the daemon from starting."""
+        request_id = self.cut(100)
+        for name in ("orphan", "other"):
+            self.incoming(name).write_bytes(b"x" * 5000)
+        discard = DiskStorage.discard
+
+        def faulty(storage: DiskStorage, upload_id: str) -> None:
+            if upload_id == "orphan":
+                raise StorageFailed("EIO")
+            discard(storage, upload_id)
+
+        set_attribute(self, DiskStorage, "discard", faulty)
+        world = self.crash()
+        assert set(world.on_disk()) == {"orphan", world.uploads()[0].upload_id}
+        assert list(world.queue.busy()) == [request_id]
 
     def test_nothing_durable(self) -> None:
         """Uploads without a durable byte are dropped, and their room is promised again."""
@@ -224,6 +242,22 @@ class RebuildTests(RecoveryCase):
             "stray",
         }
         assert sorted(root.rglob("*")) == before
+
+    def test_deleted_meanwhile(self) -> None:
+        """A backup that is deleted after it was found does not come back to the list."""
+        backup = self.stored(1)
+        other = self.stored(2)
+        put = self.world.ledger.list_backup
+
+        def late(found: Any) -> Any:
+            if found.backup_id == backup.backup_id:
+                now(self.world.keeper.delete(backup.backup_id))
+            return put(found)
+
+        set_attribute(self, self.world.ledger, "list_backup", late)
+        found = self.rebuilt(self.world)
+        assert (found.added, found.known) == (0, 1)
+        assert [one.backup_id for one in self.listed(self.world)] == [other.backup_id]
 
     def test_restored_folder(self) -> None:
         """A backup whose folder was put back is on the list again, with its own id."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from contextlib import suppress
 from typing import Any
 
@@ -184,6 +185,16 @@ def test_duplicate_members(body: bytes, member: str) -> None:
     error = refused(body, Start)
     assert error.member == member
     assert "twice" in str(error)
+
+
+def test_a_duplicate_among_many_members_is_found_at_once() -> None:
+    """The largest body there may be costs no more than reading it."""
+    names = [f'"{number:04x}":0' for number in range(6500)]
+    body = ("{" + ",".join([*names, names[-1]]) + "}").encode()
+    assert len(body) <= messages.MAX_JSON
+    began = time.process_time()
+    assert refused(body).member == f"{6499:04x}"
+    assert time.process_time() - began < 0.2
 
 
 # -- wrong members --------------------------------------------------------------------------------

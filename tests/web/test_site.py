@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import re
+from math import inf
 
 import pytest
 from twisted.internet.defer import CancelledError, Deferred
@@ -192,6 +193,13 @@ class FlowTests(SiteCase):
         self.clock.advance(100)
         assert request.body.silent_for() == 0
 
+    def test_a_dead_connection_is_silent_for_ever(self) -> None:
+        request = self.begin(SIZED % 3, b"a")
+        self.cut()
+        assert request.body.silent_for() == inf
+        assert self.read(request) == b"a"
+        assert request.body.silent_for() == inf
+
     def test_an_answer_that_flows_again_does_not_end_the_wait(self) -> None:
         self.begin(SIZED % (HIGH_WATER * 9), b"x" * HIGH_WATER)
         self.channel.pauseProducing()
@@ -282,6 +290,15 @@ class EarlyAnswerTests(SiteCase):
         self.clock.advance(30)
         assert self.transport.connected
         self.clock.advance(15)
+        assert self.transport.aborted
+
+    def test_a_client_that_does_not_take_its_last_answer_is_let_go(self) -> None:
+        self.transport.stuck = True
+        self.begin(b"GET /up HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        self.answer()
+        self.clock.advance(59)
+        assert self.transport.connected
+        self.clock.advance(1)
         assert self.transport.aborted
 
     def test_a_client_that_was_made_to_wait_is_heard_again(self) -> None:

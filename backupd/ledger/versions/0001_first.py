@@ -110,6 +110,7 @@ def upgrade() -> None:
         sa.Column("failures", sa.Integer(), nullable=False),
         sa.Column("resting_until", sa.Double(), nullable=False),
         sa.Column("ready_at", sa.Double(), nullable=True),
+        sa.Column("gives_up_at", sa.Double(), nullable=True),
         sa.Column("last_turn", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("peer", "origin"),
     )
@@ -128,6 +129,14 @@ def upgrade() -> None:
         unique=False,
         sqlite_where=sa.text("failures > 0"),
         postgresql_where=sa.text("failures > 0"),
+    )
+    op.create_index(
+        "lines_given_up",
+        "lines",
+        ["gives_up_at"],
+        unique=False,
+        sqlite_where=sa.text("gives_up_at IS NOT NULL"),
+        postgresql_where=sa.text("gives_up_at IS NOT NULL"),
     )
     op.create_table(
         "requests",
