@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 from twisted.internet import reactor
-from twisted.logger import LogEvent, globalLogPublisher
+from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
+from zope.interface import provider
 
 
 @pytest.fixture(autouse=True)
@@ -15,6 +16,7 @@ def nothing_left_behind() -> Iterator[None]:
     before = set(reactor.getDelayedCalls())  # type: ignore[attr-defined]
     unhandled: list[str] = []
 
+    @provider(ILogObserver)
     def watch(event: LogEvent) -> None:
         if "Unhandled" in str(event.get("log_format", "")):
             unhandled.append(f"{event.get('log_format')}: {event.get('log_failure')}")
@@ -24,7 +26,7 @@ def nothing_left_behind() -> Iterator[None]:
         yield
     finally:
         globalLogPublisher.removeObserver(watch)
-    left = [call for call in reactor.getDelayedCalls() if call not in before]  # type: ignore[attr-defined]
+    left = [call for call in reactor.getDelayedCalls() if call not in before]
     for call in left:
         call.cancel()
     assert not left, f"delayed calls left behind: {left}"

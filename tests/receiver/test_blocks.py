@@ -44,6 +44,9 @@ class MemoryUpload:
     def allocate(self, length: int) -> None:
         raise NotImplementedError
 
+    def occupied(self) -> int:
+        return len(self.content)
+
     def write(self, pieces: Sequence[bytes], offset: int) -> None:
         self._count("write")
         data = b"".join(pieces)

@@ -313,7 +313,7 @@ class CrashTests(KeepingCase):
         return state if crashed else ""
 
     def test_every_step(self) -> None:
-        states = []
+        states: list[str] = []
         while state := self.crash_at(len(states)):
             states.append(state)
         looks = states.index("STORED")

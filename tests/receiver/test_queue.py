@@ -79,8 +79,10 @@ class OfferTests(WorldCase):
         """A sender that restarts while it is being called again is called once more."""
         request_id = self.world.offered()
         self.world.offers.answers["http://b:1"] = None
-        self.world.queue.offer_again(self.world.request(request_id))
-        self.world.queue.offer_again(self.world.request(request_id))
+        request = self.world.request(request_id)
+        assert isinstance(request, Offered)
+        self.world.queue.offer_again(request)
+        self.world.queue.offer_again(request)
         (out,) = self.world.offers.waiting
         del self.world.offers.answers["http://b:1"]
         out.answer.callback(Answer(500))
