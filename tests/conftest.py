@@ -13,7 +13,7 @@ from zope.interface import provider
 @pytest.fixture(autouse=True)
 def nothing_left_behind() -> Iterator[None]:
     """A delayed call or an unhandled error that a test leaves behind fails it."""
-    before = set(reactor.getDelayedCalls())  # type: ignore[attr-defined]
+    before = set(reactor.getDelayedCalls())
     unhandled: list[str] = []
 
     @provider(ILogObserver)
