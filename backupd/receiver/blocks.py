@@ -19,8 +19,8 @@ from backupd.waiting import go_on
 
 __all__ = ["BLOCK", "BlockWriter", "Hasher"]
 
-BLOCK = 1024 * 1024
-"""Bytes that are gathered before they are written."""
+BLOCK = 2 * 1024 * 1024
+"""Bytes that are gathered before they are written. With 4 MiB it was slower than with 1."""
 
 DEPTH = 3
 """Blocks under way at once."""

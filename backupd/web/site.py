@@ -40,7 +40,7 @@ HIGH_WATER = 1024 * 1024
 LOW_WATER = HIGH_WATER // 2
 """When no more than this waits, the network goes on."""
 
-PIECE = 256 * 1024
+PIECE = 1024 * 1024
 """How many bytes are taken from the socket at once while a long body comes in."""
 
 OVERHEAD = 64

@@ -119,7 +119,7 @@ class BoundedTests(BlockCase):
     def test_gathered(self) -> None:
         """Small pieces are written together, one block at a time."""
         writer = self.writer(sync)
-        for _ in range(1023):
+        for _ in range(BLOCK // 1024 - 1):
             now(writer.put(b"k" * 1024))
         assert self.log == []
         now(writer.put(b"k" * 1024))
