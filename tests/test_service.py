@@ -28,7 +28,7 @@ from backupd.threads import Threads
 from backupd.waiting import go_on
 from backupd.web.endpoint import Api, Call
 from backupd.web.operations import routes
-from tests.receiver.fakes import ManualOff, Offers, ScriptedSource, sync
+from tests.receiver.fakes import Answer, ManualOff, Offers, ScriptedSource, sync
 from tests.receiver.world import logged, now, set_attribute
 
 LEASE = 600.0
@@ -80,7 +80,7 @@ class ServiceCase(SynchronousTestCase):
         self.offers = Offers(self.reactor)
         self.service = self.make()
 
-    def make(self) -> BackupService:
+    def make(self, ledger: SqlLedger | None = None) -> BackupService:
         numbers = iter(range(1000))
         return BackupService(
             settings=Settings(
@@ -88,7 +88,7 @@ class ServiceCase(SynchronousTestCase):
             ),
             reactor=self.reactor,
             own=OwnFolder(Settings(root=self.root), lambda: "t" * 43),
-            ledger=SqlLedger("sqlite://", write_off=sync, read_off=sync),
+            ledger=ledger or SqlLedger("sqlite://", write_off=sync, read_off=sync),
             storage=DiskStorage(self.root),
             off=self.off,
             offer=self.offers,
@@ -149,6 +149,64 @@ class ServiceCase(SynchronousTestCase):
 
     def state(self, request_id: str) -> str:
         return type(now(self.service.ledger.request(request_id))).__name__
+
+
+class ViewTests(ServiceCase):
+    """The two maps of the original are live views of the ledger."""
+
+    def test_a_request_moves_from_one_to_the_other_and_leaves(self) -> None:
+        """PENDING is in the first, OFFERED to STORING in the second; then none has it."""
+        self.start()
+        self.offers.answers[""] = None
+        decision = now(
+            self.service.admission.ask(
+                peer="http://b:1", origin="http://b:1", video=2, size=4, callback="http://b:1/x"
+            )
+        )
+        request_id = decision.request.ask.request_id
+        waiting, moving = self.service.backup_requests, self.service.backups_in_progress
+        assert list(waiting) == [request_id]
+        assert len(moving) == 0
+        self.reactor.advance(5)
+        (offer,) = self.offers.waiting
+        offer.answer.callback(Answer(200))
+        assert type(moving[request_id]).__name__ == "Offered"
+        assert len(waiting) == 0
+        done = go_on(
+            self.service.intake.receive(
+                request_id, ScriptedSource(self.reactor, [b"1234", b""]), length=4
+            )
+        )
+        self.off.release_all()
+        now(done)
+        assert type(moving[request_id]).__name__ == "Received"
+        completing = go_on(self.service.keeper.complete(request_id))
+        self.off.release_all()
+        now(completing)
+        assert len(waiting) == len(moving) == 0
+        assert self.state(request_id) == "Stored"
+        self.reactor.advance(0)
+        self.stopped(self.stop())
+
+    def test_they_cannot_be_changed(self) -> None:
+        """Only the ledger changes them."""
+        with pytest.raises(TypeError):
+            self.service.backup_requests["x"] = None  # type: ignore[index]
+
+    def test_a_start_fills_them(self) -> None:
+        """After a restart they show what the ledger has."""
+        url = f"sqlite:///{self.root}/ledger"
+        self.service = self.make(SqlLedger(url, write_off=sync, read_off=sync))
+        self.start()
+        request_id = self.offered(1)
+        self.reactor.advance(0)
+        self.stopped(self.stop())
+        self.service = self.make(SqlLedger(url, write_off=sync, read_off=sync))
+        assert len(self.service.backups_in_progress) == 0
+        self.start()
+        assert list(self.service.backups_in_progress) == [request_id]
+        self.reactor.advance(0)
+        self.stopped(self.stop())
 
 
 class LoopTests(ServiceCase):
