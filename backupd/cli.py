@@ -147,6 +147,7 @@ def status(api: Api, as_json: bool) -> None:
         f"{api.url} is {ready['status']}: {ready['availableSpace']} can still be promised, "
         f"{ready['pending']} requests wait, {ready['inProgress']} are in progress.",
         highlight=False,
+        soft_wrap=True,
     )
 
 
@@ -279,7 +280,8 @@ def verify(api: Api, backup_id: str | None, as_json: bool) -> None:
     if as_json:
         show({"backups": results})
     elif not damaged:
-        console.print(f"[green]✓[/green] {len(results)} backups are whole.", highlight=False)
+        whole = "1 backup is" if len(results) == 1 else f"{len(results)} backups are"
+        console.print(f"[green]✓[/green] {whole} whole.", highlight=False)
     for backup in damaged if not as_json else ():
         complaints.print(f"[red]✗[/red] {backup['backupId']}: {escape(backup['problem'])}")
     if damaged:

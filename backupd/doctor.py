@@ -100,5 +100,6 @@ def _reach(what: str, url: str) -> Finding:
         Api(url, None).call("GET", "/healthz")
     except ApiFailed as error:
         advice = f"check that {url} is right and that its daemon runs"
-        return Finding(what, False, str(error), advice)
+        told = f"{url} does not answer" if error.status == 0 else str(error)
+        return Finding(what, False, told, advice)
     return Finding(what, True, f"{url} answers")

@@ -64,7 +64,7 @@ class Group(click.Group):
 
 def fail(message: str) -> NoReturn:
     """Say what went wrong, and exit with 1."""
-    complaints.print(f"[red]backupctl:[/red] {escape(message)}", highlight=False)
+    complaints.print(f"[red]backupctl:[/red] {escape(message)}", highlight=False, soft_wrap=True)
     sys.exit(1)
 
 
