@@ -37,8 +37,9 @@ class _Waiting(Generic[T]):
 
 def ledger_failed(error: SQLAlchemyError) -> LedgerFailed:
     """What went wrong, without the statement and its values, which may hold secrets."""
-    cause = getattr(error, "orig", None) or type(error).__name__
-    return LedgerFailed(f"The ledger could not commit: {cause}.")
+    cause = str(getattr(error, "orig", None) or type(error).__name__)
+    advice = " Free some space on its volume." if "full" in cause else ""
+    return LedgerFailed(f"The ledger could not commit: {cause}.{advice}")
 
 
 class Batches:
