@@ -12,6 +12,7 @@ import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -19,7 +20,10 @@ from urllib.parse import quote, urlsplit
 from backupd.errors import Invalid, SettingsError
 from backupd.sizes import parse_size
 
-__all__ = ["KEYS", "Settings", "load", "parse_duration"]
+__all__ = ["KEYS", "UNIX", "Settings", "load", "parse_duration"]
+
+UNIX = "unix"
+"""In ``trusted_proxies``: whoever connects by a socket in the file system."""
 
 NOT_KEYS = frozenset({"BACKUPD_CONFIG", "BACKUPD_URL", "BACKUPD_TOKEN", "BACKUPD_TEST_ALL"})
 """Variables that look like keys and are not."""
@@ -54,6 +58,7 @@ class Settings:
     max_sends: int = 4
     send_deadline: float = 7 * 86400.0
     allowed_origins: tuple[str, ...] = ()
+    trusted_proxies: tuple[str, ...] = ()
     log_format: str = "text"
 
     @property
@@ -118,6 +123,19 @@ def _texts(value: object) -> tuple[str, ...]:
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return tuple(value)
     raise ValueError("must be a list of texts")
+
+
+def _proxies(value: object) -> tuple[str, ...]:
+    proxies = _texts(value)
+    for proxy in proxies:
+        try:
+            if proxy != UNIX:
+                ip_network(proxy)
+        except ValueError as error:
+            raise ValueError(
+                'must be addresses, networks such as "10.0.0.0/8", or "unix"'
+            ) from error
+    return proxies
 
 
 def _paths(value: object) -> tuple[str, ...]:
@@ -202,6 +220,7 @@ _PARSERS: dict[str, Callable[[object], Any]] = {
     "max_sends": _count,
     "send_deadline": parse_duration,
     "allowed_origins": _texts,
+    "trusted_proxies": _proxies,
     "log_format": _one_of("text", "json"),
 }
 
@@ -227,6 +246,7 @@ KEYS: dict[str, str] = {
     "max_sends": "videos that are sent at once",
     "send_deadline": "how long a video is tried before it is given up",
     "allowed_origins": "web origins whose pages may write",
+    "trusted_proxies": "proxies whose X-Forwarded-* headers are believed",
     "log_format": "text or json",
 }
 """Every key, with what it means."""

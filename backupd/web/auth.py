@@ -17,6 +17,7 @@ from backupd.errors import BackupdError, Forbidden, Invalid, Misdirected, Shutti
 from backupd.peer.origins import is_loopback
 from backupd.service import BackupService
 from backupd.web.endpoint import problem, write
+from backupd.web.forwarded import Caller, Proxies
 from backupd.web.site import StreamingRequest
 
 __all__ = ["Guard"]
@@ -33,18 +34,20 @@ class Guard(Resource):
         Resource.__init__(self)
         self._service = service
         self._inner = inner
+        self._proxies = Proxies(service.settings.trusted_proxies)
 
     def render(self, request: StreamingRequest) -> Any:
         _as_utf8(request)
+        request.caller = self._proxies.caller(request)
         try:
-            self._check(request)
+            self._check(request, request.caller)
         except BackupdError as error:
             request.write(write(request, problem(error)))
             request.finish()
             return NOT_DONE_YET
         return self._inner.render(request)
 
-    def _check(self, request: StreamingRequest) -> None:
+    def _check(self, request: StreamingRequest, caller: Caller) -> None:
         try:
             path = request.path.decode("ascii")
         except UnicodeDecodeError as error:
@@ -52,9 +55,9 @@ class Guard(Resource):
         self._check_escapes(request)
         if not self._service.ready and path != "/healthz":
             raise ShuttingDown("This server is starting or stopping; try again shortly.", 2.0)
-        self._check_host(request)
+        self._check_host(request, caller)
         if request.method not in _READING:
-            self._check_origin(request)
+            self._check_origin(request, caller)
 
     def _check_escapes(self, request: StreamingRequest) -> None:
         for part in request.postpath or []:
@@ -63,30 +66,31 @@ class Guard(Resource):
             except UnicodeDecodeError as error:
                 raise Invalid("path", "is not UTF-8") from error
 
-    def _check_host(self, request: StreamingRequest) -> None:
+    def _check_host(self, request: StreamingRequest, caller: Caller) -> None:
         hosts = request.requestHeaders.getRawHeaders("host") or []
         if not hosts and request.clientproto == b"HTTP/1.0":
             return
         if len(hosts) != 1:
             raise Invalid("Host", "must be there once")
         own = urlsplit(self._service.links.base).netloc
-        if hosts[0].lower() == own.lower() or is_loopback(_hostname(hosts[0])):
+        host = caller.host or hosts[0]
+        if host.lower() == own.lower() or is_loopback(_hostname(host)):
             return
         raise Misdirected("This server does not answer for the host that was asked.")
 
-    def _check_origin(self, request: StreamingRequest) -> None:
+    def _check_origin(self, request: StreamingRequest, caller: Caller) -> None:
         allowed = self._service.settings.allowed_origins
         origin = request.getHeader("origin")
         if origin is not None and origin in allowed:
             return
-        if origin is not None and not self._is_own(origin, request):
+        if origin is not None and not self._is_own(origin, caller):
             raise Forbidden(f"Pages of {origin[:200]} may not write here; see allowed_origins.")
         if request.getHeader("sec-fetch-site") == "cross-site":
             raise Forbidden("Pages of other sites may not write here; see allowed_origins.")
 
-    def _is_own(self, origin: str, request: StreamingRequest) -> bool:
-        scheme = "https" if request.isSecure() else "http"
-        return origin in (self._service.links.base, f"{scheme}://{request.getHeader('host')}")
+    def _is_own(self, origin: str, caller: Caller) -> bool:
+        base = urlsplit(self._service.links.base)
+        return origin in (f"{base.scheme}://{base.netloc}", f"{caller.scheme}://{caller.host}")
 
 
 def _as_utf8(request: StreamingRequest) -> None:

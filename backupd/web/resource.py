@@ -39,11 +39,12 @@ def make_site(service: BackupService) -> BackupSite:
         if request.path in _PROBES and request.code == 200:
             return
         _log.debug(
-            "{method} {path} {status} in {seconds:.3f} s",
+            "{method} {path} {status} in {seconds:.3f} s for {client}",
             method=request.method.decode("ascii", "replace"),
             path=redacted(request.path.decode("ascii", "replace")),
             status=request.code,
             seconds=seconds,
+            client=request.caller.address if request.caller else "-",
         )
 
     resource = make_resource(service, metrics)

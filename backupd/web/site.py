@@ -31,6 +31,7 @@ from twisted.web.resource import IResource
 from twisted.web.server import Request, Site
 
 from backupd.errors import TooLarge, UploadCut
+from backupd.web.forwarded import Caller
 
 __all__ = ["HIGH_WATER", "BackupSite", "Body", "StreamingRequest"]
 
@@ -206,6 +207,8 @@ class StreamingRequest(Request):
 
     body: Body
     channel: _Channel
+    caller: Caller | None = None
+    """Who asks; the guard finds it out."""
 
     def __init__(self, channel: _Channel, *args: Any, **named: Any) -> None:
         super().__init__(channel, *args, **named)
