@@ -8,26 +8,28 @@ import secrets
 import socket
 import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from twisted.application.service import IService
 from twisted.logger import ILogObserver, jsonFileLogObserver
 from twisted.python import usage
 
 from backupd.errors import SettingsError
+from backupd.interfaces import IFileSystem, ILedger, OffThread
 from backupd.ledger.sql import SqlLedger
 from backupd.links import Links
 from backupd.own_folder import OwnFolder
 from backupd.peer.backoff import backoff
 from backupd.peer.client import make_client
 from backupd.sender.outbox import Outbox
-from backupd.service import BackupService, Chance
+from backupd.service import BackupService, Chance, Running
 from backupd.settings import KEYS, Settings, load
 from backupd.storage.disk import DiskStorage
 from backupd.threads import Threads
 from backupd.web.resource import make_site
 
-__all__ = ["Options", "build", "makeService"]
+__all__ = ["FOOTPRINT", "Options", "build", "chance_from", "join", "makeService"]
 
 OFFER_BACKOFF = (5.0, 300.0)
 DISK_THREADS = 16
@@ -60,20 +62,37 @@ def tell_init(state: str) -> None:
         notify.send(state.encode())
 
 
-def build(settings: Settings) -> BackupService:
-    """A daemon with these settings; nothing is opened or started yet."""
-    from twisted.internet import reactor
-
-    rng = random.Random()  # noqa: S311 - jitter is no secret
-    write, read = Threads(reactor, 1, "ledger-write"), Threads(reactor, 1, "ledger-read")
-    disk = Threads(reactor, DISK_THREADS, "disk")
-    peer = make_client(reactor)
-    ledger = SqlLedger(settings.ledger_url, write_off=write, read_off=read, footprint=FOOTPRINT)
-    chance = Chance(
-        new_id=lambda: uuid.uuid4().hex,
-        new_capability=lambda: secrets.token_urlsafe(24),
+def chance_from(
+    rng: random.Random, token: Callable[[int], str], new_id: Callable[[], str]
+) -> Chance:
+    """Ids, capabilities out of ``token(bytes)``, and the back-off of offers with its jitter."""
+    return Chance(
+        new_id=new_id,
+        new_capability=lambda: token(24),
         backoff=lambda n: backoff(n, first=OFFER_BACKOFF[0], cap=OFFER_BACKOFF[1], rng=rng),
     )
+
+
+def join(
+    settings: Settings,
+    *,
+    reactor: Any,
+    own: OwnFolder,
+    ledger: ILedger,
+    fs: IFileSystem,
+    off: OffThread,
+    rng: random.Random,
+    chance: Chance,
+    threads: Sequence[Running],
+    tell_init: Callable[[str], None] = lambda state: None,
+    exit: Callable[[int], object] = lambda status: None,  # noqa: A002
+    log_observer: ILogObserver | None = None,
+) -> BackupService:
+    """A daemon out of its parts: clock and network (``reactor``), disk, threads and chance.
+
+    Production hands in the real ones, the simulation its own; nothing else differs.
+    """
+    peer = make_client(reactor)
 
     def outbox(links: Links, nudge: Callable[[], None]) -> Outbox:
         return Outbox(
@@ -82,30 +101,55 @@ def build(settings: Settings) -> BackupService:
             links=links,
             settings=settings,
             clock=reactor,
-            off=disk,
+            off=off,
             rng=rng,
             new_id=chance.new_id,
             new_capability=chance.new_capability,
             nudge=nudge,
+            fs=fs,
         )
 
     service = BackupService(
         settings=settings,
         reactor=reactor,
-        own=OwnFolder(settings, lambda: secrets.token_urlsafe(32), ledger.file),
+        own=own,
         ledger=ledger,
-        storage=DiskStorage(settings.root),
-        off=disk,
+        storage=DiskStorage(settings.root, fs=fs),
+        off=off,
         offer=peer.offer,
         outbox=outbox,
         chance=chance,
+        threads=threads,
+        tell_init=tell_init,
+        exit=exit,
+        log_observer=log_observer,
+    )
+    service.site = make_site(service)
+    return service
+
+
+def build(settings: Settings) -> BackupService:
+    """A daemon with these settings; nothing is opened or started yet."""
+    from twisted.internet import reactor
+
+    rng = random.Random()  # noqa: S311 - jitter is no secret
+    write, read = Threads(reactor, 1, "ledger-write"), Threads(reactor, 1, "ledger-read")
+    disk = Threads(reactor, DISK_THREADS, "disk")
+    ledger = SqlLedger(settings.ledger_url, write_off=write, read_off=read, footprint=FOOTPRINT)
+    return join(
+        settings,
+        reactor=reactor,
+        own=OwnFolder(settings, lambda: secrets.token_urlsafe(32), ledger.file),
+        ledger=ledger,
+        fs=os,
+        off=disk,
+        rng=rng,
+        chance=chance_from(rng, secrets.token_urlsafe, lambda: uuid.uuid4().hex),
         threads=[write, read, disk],
         tell_init=tell_init,
         exit=os._exit,
         log_observer=_log_observer(settings),
     )
-    service.site = make_site(service)
-    return service
 
 
 def _log_observer(settings: Settings) -> ILogObserver | None:

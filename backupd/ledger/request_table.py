@@ -269,7 +269,7 @@ class RequestTable:
             isinstance(old, Pending) and isinstance(new, Pending) and new.attempts > old.attempts
         )
         served = isinstance(old, Pending) and isinstance(new, Offered)
-        for origin in {old.ask.origin, new.ask.origin}:
+        for origin in dict.fromkeys((old.ask.origin, new.ask.origin)):
             key = {"peer": old.ask.peer, "origin": origin}
             line = connection.execute(_line, key).one_or_none()
             failures = line.failures if line is not None else 0

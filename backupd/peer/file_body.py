@@ -14,7 +14,7 @@ from twisted.web.iweb import IBodyProducer
 from zope.interface import implementer
 
 from backupd.errors import BackupdError
-from backupd.interfaces import OffThread
+from backupd.interfaces import IFileSystem, OffThread
 from backupd.waiting import go_on
 
 __all__ = ["BLOCK", "FileBody", "FileChanged", "FileGone"]
@@ -54,6 +54,7 @@ class FileBody:
         modified_ns: int,
         off: OffThread,
         progress: Callable[[int], None] = lambda sent: None,
+        fs: IFileSystem = os,
     ) -> None:
         self.length = size
         self._path = path
@@ -61,6 +62,7 @@ class FileBody:
         self._modified_ns = modified_ns
         self._off = off
         self._progress = progress
+        self._fs = fs
         self._hasher = hashlib.sha256()
         self._fd: int | None = None
         self._read_to = 0
@@ -98,7 +100,7 @@ class FileBody:
             await idle
         fd, self._fd = self._fd, None
         if fd is not None:
-            await self._off(os.close, fd)
+            await self._off(self._fs.close, fd)
 
     async def _alone(self, work: Callable[..., bytes], *args: int) -> bytes:
         """Run ``work`` off the reactor thread; `close` waits for its end even if we do not."""
@@ -125,7 +127,7 @@ class FileBody:
     def _open(self) -> bytes:
         try:
             # Not blocking: a FIFO that took the file's place must not hold a thread for ever.
-            self._fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            self._fd = self._fs.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.ENOTDIR):
                 raise FileGone(f"{self._path} does not exist any more.") from error
@@ -135,14 +137,14 @@ class FileBody:
         return b""
 
     def _check(self, fd: int) -> None:
-        now = os.fstat(fd)
+        now = self._fs.fstat(fd)
         if (now.st_size, now.st_mtime_ns) != (self._size, self._modified_ns):
             raise FileChanged(f"{self._path} has changed since it was queued.")
 
     def _read(self, length: int) -> bytes:
         if self._fd is None:
             raise ValueError("the file is closed")
-        block = os.pread(self._fd, length, self._read_to)
+        block = self._fs.pread(self._fd, length, self._read_to)
         if not block:
             raise FileChanged(f"{self._path} has become shorter while it was sent.")
         self._hasher.update(block)

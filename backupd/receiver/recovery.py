@@ -34,7 +34,7 @@ async def recover(
         await _recover_upload(ledger, upload, on_disk.get(upload.upload_id), clock.seconds())
         if upload.offset == 0 and upload.sha256 is None:
             known.discard(upload.upload_id)
-    for upload_id in on_disk.keys() - known:
+    for upload_id in [one for one in on_disk if one not in known]:
         _log.info("removing unfinished upload {upload_id}", upload_id=upload_id)
         try:
             await off(storage.discard, upload_id)

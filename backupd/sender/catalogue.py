@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from backupd.errors import Invalid
+from backupd.interfaces import IFileSystem
 from backupd.peer.file_body import FileGone
 from backupd.requests import VideoId, video_key
 from backupd.storage.names import is_component
@@ -38,13 +39,13 @@ class VideoFile:
     modified_ns: int
 
 
-def examine(path: str) -> tuple[int, int]:
+def examine(path: str, fs: IFileSystem = os) -> tuple[int, int]:
     """Size and time of the last change of a regular file. Blocks.
 
     Raises `FileGone` when there is none any more, and `OSError`, also when it is empty.
     """
     try:
-        found = os.stat(path)
+        found = fs.stat(path)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR):
             raise FileGone(f"{path} does not exist.") from error
@@ -53,7 +54,7 @@ def examine(path: str) -> tuple[int, int]:
         raise FileGone(f"{path} is no file.")
     if found.st_size == 0:
         raise OSError(errno.ENODATA, "it is empty")
-    if not os.access(path, os.R_OK):
+    if not fs.access(path, os.R_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     return found.st_size, found.st_mtime_ns
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +12,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from backupd.errors import PeerFailed, PeerRefused
-from backupd.interfaces import Entry, ILedger, OffThread
+from backupd.interfaces import Entry, IFileSystem, ILedger, OffThread
 from backupd.links import Links
 from backupd.peer.backoff import Chance, backoff
 from backupd.peer.client import PeerClient, seconds_in, words_in
@@ -53,6 +54,7 @@ class Courier:
         clock: IReactorTime,
         off: OffThread,
         rng: Chance,
+        fs: IFileSystem = os,
     ) -> None:
         self._ledger = ledger
         self._peer = peer
@@ -60,6 +62,7 @@ class Courier:
         self._clock = clock
         self._off = off
         self._rng = rng
+        self._fs = fs
         self.sent: dict[str, int] = {}
         self.positions: dict[str, int] = {}
         self._setbacks: Counter[str] = Counter()
@@ -104,7 +107,7 @@ class Courier:
     # -- the states -------------------------------------------------------------------------------
 
     async def _ask(self, entry: Entry) -> Entry:
-        size, modified_ns = await self._off(examine, entry.path)
+        size, modified_ns = await self._off(examine, entry.path, self._fs)
         if (size, modified_ns) != (entry.size, entry.modified_ns):
             self._afresh.add(entry.entry_id)
             change = steps.moved(
@@ -310,6 +313,7 @@ class Courier:
             modified_ns=entry.modified_ns,
             off=self._off,
             progress=progress,
+            fs=self._fs,
         )
 
     # -- what goes wrong --------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from backupd.errors import AlreadyStored, BackupdError, Invalid
-from backupd.interfaces import Entry, ILedger, OffThread
+from backupd.interfaces import Entry, IFileSystem, ILedger, OffThread
 from backupd.links import Links
 from backupd.peer.backoff import Chance
 from backupd.peer.client import PeerClient
@@ -65,6 +65,7 @@ class Outbox:
         new_id: Callable[[], str],
         new_capability: Callable[[], str],
         nudge: Callable[[], None],
+        fs: IFileSystem = os,
     ) -> None:
         self._ledger = ledger
         self._settings = settings
@@ -73,8 +74,9 @@ class Outbox:
         self._new_id = new_id
         self._new_capability = new_capability
         self._nudge = nudge
+        self._fs = fs
         self._courier = Courier(
-            ledger=ledger, peer=peer, links=links, clock=clock, off=off, rng=rng
+            ledger=ledger, peer=peer, links=links, clock=clock, off=off, rng=rng, fs=fs
         )
         self._catalogue = Catalogue(settings.videos)
         self._watcher: Watcher | None = None
@@ -141,7 +143,7 @@ class Outbox:
             raise Invalid("path", "must be absolute")
         try:
             path.encode("utf-8")
-            return await self._off(examine, path)
+            return await self._off(examine, path, self._fs)
         except UnicodeEncodeError as error:
             raise Invalid("path", "is not UTF-8") from error
         except FileGone as error:
