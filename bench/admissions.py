@@ -6,14 +6,20 @@ import json
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
-from bench.server import backupd
+from bench import servers
+from bench.report import Bench, Row, within
 
-__all__ = ["Asked", "measure"]
+__all__ = ["measure"]
+
+CLIENTS = (1, 32)
+ASKS = 3000
+EXPECTED = {32: 1500.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,22 +43,20 @@ def _ask(port: int, clients: int, count: int, first: int) -> Asked:
     return Asked(count / result["seconds"], waits[count // 2], waits[count * 99 // 100])
 
 
-def measure(
-    folder: Path, clients: tuple[int, ...], count: int, runs: int, progress: Callable[[str], None]
-) -> dict[int, list[Asked]]:
-    """For each number of clients: ``runs`` runs of ``count`` asks, in turns.
+def measure(bench: Bench) -> Iterator[Row]:
+    """For each number of clients: ``runs`` runs of ``ASKS`` asks, in turns.
 
     At the end the server is killed, and what it said yes to is counted in its ledger.
     """
-    server = backupd(folder / "admissions")
-    found: dict[int, list[Asked]] = {number: [] for number in clients}
+    server = servers.backupd(bench.folder / "admissions")
+    found: dict[int, list[Asked]] = {number: [] for number in CLIENTS}
     asked = 0
     try:
-        for run in range(runs):
+        for run in range(bench.runs):
             for number, results in found.items():
-                progress(f"admissions, run {run + 1} of {runs}: {number} clients")
-                results.append(_ask(server.port, number, count, asked))
-                asked += count
+                bench.say(f"admissions, run {run + 1} of {bench.runs}: {number} clients")
+                results.append(_ask(server.port, number, ASKS, asked))
+                asked += ASKS
     finally:
         server.kill()
     ledger = server.folder / "root" / ".backupd" / "ledger.sqlite3"
@@ -60,4 +64,11 @@ def measure(
         (kept,) = connection.execute("SELECT count(*) FROM requests").fetchone()
     if kept != asked:
         raise RuntimeError(f"{asked} were told yes, the ledger has {kept}")
-    return found
+    for clients, runs in found.items():
+        waits = [f"{1000 * median(getattr(run, a) for run in runs):.1f}" for a in ("median", "p99")]
+        yield within(
+            f"durable admissions per second, {clients} client{'s' * (clients > 1)}",
+            [run.per_second for run in runs],
+            at_least=EXPECTED.get(clients),
+            note=f"answer after {waits[0]} ms, p99 {waits[1]} ms",
+        )

@@ -1,228 +1,142 @@
-"""How fast a large file becomes durable, and what that takes: backupd beside stock Klein.
+"""How fast one large file becomes durable, and what that takes: backupd beside the others, and
+beside what disk, digest and network allow.
 
-Both get the same file over loopback from ``curl -T``, in turns, on the same disk.
+All get the same file over loopback from one client, in turns, on the same disk.
 """
 
 from __future__ import annotations
 
 import hashlib
-import http.client
-import json
-import mmap
-import os
 import subprocess
-import threading
+import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Protocol, Self
-from urllib.parse import urlsplit
 
-from bench.server import Server, Usage, backupd, stock_klein
+from bench import servers
+from bench.asking import Asker
+from bench.machine import GIB, MIB, make_file
+from bench.report import Bench, Row, beside, found, within
+from bench.server import Server, Usage, free_port
+from bench.targets import Backupd, Entrant, Put, Rsync, Run, Target, Tus, curl, entrant, rounds
 
-__all__ = ["Run", "measure"]
+__all__ = ["measure"]
 
-MIB = 1024**2
-GIB = 1024**3
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """One upload: its bytes, the seconds until it was durable, and what the server used."""
-
-    size: int
-    seconds: float
-    usage: Usage
-
-    @property
-    def speed(self) -> float:
-        """MiB per second."""
-        return self.size / MIB / self.seconds
-
-    @property
-    def cpu(self) -> float:
-        """CPU seconds of the server per GiB."""
-        return self.usage.cpu / (self.size / GIB)
+EXPECTED = {"nginx": 1.3, "nginx, 1 MiB buffer": 0.8, "@tus/server": 2.0, "rsync --fsync": 1.25}
+DISK, DIGEST, LOOPBACK = "dd oflag=direct", "SHA-256, one thread", "loopback, nothing kept"
+_BUFFER = 2 * MIB
 
 
-class _Target(Protocol):
-    server: Server
+def _disk(file: Path, folder: Path) -> Entrant:
+    copy = folder / "dd"
 
-    def link(self) -> str:
-        """Where the next upload goes to."""
+    def go() -> Run:
+        begun = time.perf_counter()
+        command = ["dd", f"if={file}", f"of={copy}", "bs=4M", "oflag=direct", "conv=fsync"]
+        subprocess.run(command, check=True, capture_output=True)
+        return Run(copy.stat().st_size, time.perf_counter() - begun, Usage())
 
-    def clear(self) -> None:
-        """Delete what the last upload left, if there was one."""
-
-
-class _StockKlein:
-    def __init__(self, folder: Path) -> None:
-        self.server = stock_klein(folder)
-        self._files = folder / "files"
-
-    def link(self) -> str:
-        return f"http://localhost:{self.server.port}/video"
-
-    def clear(self) -> None:
-        (self._files / "video").unlink(missing_ok=True)
+    return Entrant(DISK, [file], go, clear=lambda: copy.unlink(missing_ok=True))
 
 
-class _Offers:
-    """A sender's callback: waits for the offer."""
+def _digest(file: Path) -> Entrant:
+    size = file.stat().st_size
 
-    def __init__(self) -> None:
-        self._came = threading.Event()
-        self._offer: dict[str, str] = {}
-        outer = self
+    def go() -> Run:
+        buffer, digest = b"\x5a" * _BUFFER, hashlib.sha256()
+        begun, began = time.perf_counter(), time.process_time()
+        for _ in range(0, size, len(buffer)):
+            digest.update(buffer)
+        cpu = time.process_time() - began
+        return Run(size, time.perf_counter() - begun, Usage(user=cpu))
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                length = int(self.headers["Content-Length"])
-                outer._offer = json.loads(self.rfile.read(length))
-                self.send_response(204)
-                self.end_headers()
-                outer._came.set()
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self._server = HTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}/offer"
-
-    def __enter__(self) -> Self:
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-    def wait(self) -> dict[str, str]:
-        if not self._came.wait(60):
-            raise RuntimeError("no offer came")
-        self._came.clear()
-        return self._offer
+    return Entrant(DIGEST, [file], go)
 
 
-class _Backupd:
-    def __init__(self, folder: Path, size: int, offers: _Offers) -> None:
-        self.server = backupd(folder)
-        self._size = size
-        self._offers = offers
-        self._complete: str | None = None
+def _loopback(file: Path, server: Server) -> Entrant:
+    def go() -> Run:
+        with server.watched() as usage:
+            begun = time.perf_counter()
+            curl([f"http://127.0.0.1:{server.port}/"], [file], 'header = "Expect:"')
+            seconds = time.perf_counter() - begun
+        return Run(file.stat().st_size, seconds, usage)
 
-    def link(self) -> str:
-        self._post(
-            "/api/v1/backup/can-accept-backup",
-            videoId=2,
-            diskEmptySpaceRequire=str(self._size),
-            linkForServerAtoNoticeServerBWhenServerAIsReady=self._offers.url,
-        )
-        offer = self._offers.wait()
-        self._complete = offer["linkForServerBtoCompleteBackupToSeverA"]
-        return offer["linkForServerBtoSendBackupToSeverA"]
-
-    def clear(self) -> None:
-        if self._complete is not None:
-            self._post(urlsplit(self._complete).path, videoId=2, success=False)
-            self._complete = None
-
-    def _post(self, path: str, **body: object) -> None:
-        connection = http.client.HTTPConnection("localhost", self.server.port, timeout=60)
-        connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
-        answer = json.load(connection.getresponse())
-        connection.close()
-        if not answer["success"]:
-            raise RuntimeError(f"backupd said no: {answer}")
+    return Entrant(LOOPBACK, [file], go)
 
 
-def _make_file(path: Path, size: int) -> str:
-    """A file that does not compress to nothing, and its SHA-256."""
-    block, sha256 = os.urandom(64 * MIB), hashlib.sha256()
-    with path.open("xb") as file:
-        for at in range(0, size, len(block)):
-            part = block[: size - at]
-            file.write(part)
-            sha256.update(part)
-    return sha256.hexdigest()
+def _sink(folder: Path) -> Server:
+    port = free_port()
+    server = Server([sys.executable, "-m", "bench.sink", str(port)], folder, port)
+    server.wait_until_listening()
+    return server
 
 
-def _busy() -> float:
-    """CPU seconds that this machine has been busy since it started."""
-    fields = [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
-    idle, waiting = fields[3:5]
-    return (sum(fields) - idle - waiting) / os.sysconf("SC_CLK_TCK")
-
-
-def _wait_for_quiet() -> None:
-    """Wait for a second in which the machine has little else to do, for a minute at most."""
-    for _ in range(60):
-        before = _busy()
-        time.sleep(1)
-        if _busy() - before < 0.1 * (os.cpu_count() or 1):
-            return
-
-
-def _warm(size: int) -> None:
-    """Touch memory that the page cache will use, so that no run pays for the first touch.
-
-    In a virtual machine a page that was never touched, or that the host has taken back, costs
-    several times more than one in use.
-    """
-    free = next(
-        int(line.split()[1]) * 1024
-        for line in Path("/proc/meminfo").read_text().splitlines()
-        if line.startswith("MemFree")
-    )
-    length = min(2 * size + GIB, free * 3 // 4) // mmap.PAGESIZE * mmap.PAGESIZE
-    with mmap.mmap(-1, length) as memory:
-        memory[:: mmap.PAGESIZE] = bytes([1]) * (length // mmap.PAGESIZE)
-
-
-def _read(path: Path) -> None:
-    """Have the file in the page cache."""
-    with path.open("rb", buffering=0) as file:
-        while file.read(8 * MIB):
-            pass
-
-
-def _upload(target: _Target, link: str, file: Path, sha256: str) -> Run:
-    curl = ["curl", "-sS", "--noproxy", "*", "-T", str(file), "-w", "\n%{time_total}", link]
-    with target.server.watched() as usage:
-        done = subprocess.run(curl, capture_output=True, text=True, check=True)
-    answer, _, seconds = done.stdout.rpartition("\n")
-    if sha256 not in answer:
-        raise RuntimeError(f"the upload failed: {answer[:500]}")
-    return Run(file.stat().st_size, float(seconds), usage)
-
-
-def measure(
-    folder: Path, size: int, runs: int, progress: Callable[[str], None]
-) -> tuple[list[Run], list[Run]]:
-    """Upload ``size`` bytes ``runs`` times to each, in turns: backupd's runs and stock Klein's."""
+def measure(bench: Bench) -> Iterator[Row]:
+    """Rounds of one upload each."""
+    folder, peers = bench.folder, bench.peers
     file = folder / "video.bin"
-    sha256 = _make_file(file, size)
-    with _Offers() as offers:
-        targets: list[_Target] = []
-        try:
-            targets.append(_Backupd(folder / "backupd", size, offers))
-            targets.append(_StockKlein(folder / "stock-klein"))
-            found: tuple[list[Run], list[Run]] = ([], [])
-            for number in range(runs):
-                for target, results in zip(targets, found, strict=True):
-                    progress(f"ingest, run {number + 1} of {runs}: {type(target).__name__[1:]}")
-                    os.sync()
-                    _wait_for_quiet()
-                    _warm(size)
-                    _read(file)
-                    # Only now, so that every run finds the same: one file's pages, just freed.
-                    for other in targets:
-                        other.clear()
-                    results.append(_upload(target, target.link(), file, sha256))
-            return found
-        finally:
-            for target in targets:
-                target.server.stop()
-            file.unlink()
+    digest = make_file(file, bench.size)
+    with ExitStack() as stack:
+        stack.callback(file.unlink)
+
+        def run(server: Server) -> Server:
+            stack.callback(server.stop)
+            return server
+
+        asker = stack.enter_context(Asker())
+        ours = run(servers.backupd(folder / "backupd"))
+        nginx, tuned = servers.nginx(folder / "nginx", peers)
+        run(nginx)
+        targets: list[Target] = [
+            Backupd(ours, asker, digests=[digest]),
+            Put("nginx", nginx),
+            Put("nginx, 1 MiB buffer", nginx, port=tuned),
+            Tus(run(servers.tus(folder / "tus", peers))),
+            Rsync(run(servers.rsync(folder / "rsync", peers)), peers),
+            Put("stock Klein", run(servers.stock_klein(folder / "klein")), synced=True),
+        ]
+        entrants = [entrant(target, [file]) for target in targets]
+        entrants += [_disk(file, folder), _digest(file), _loopback(file, run(_sink(folder / "s")))]
+        runs = rounds("one upload", entrants, bench.runs, bench.say)
+    yield from _rows(f"one upload of {bench.size / GIB:g} GiB", runs)
+
+
+def _rows(title: str, runs: dict[str, list[Run]]) -> Iterator[Row]:
+    speeds = {name: [run.speed for run in of] for name, of in runs.items()}
+    ours = speeds.pop("backupd")
+    others = [name for name in speeds if name not in (DISK, DIGEST, LOOPBACK)]
+    for name in others:
+        what = f"{title}: MiB/s until durable"
+        yield beside(what, ours, name, speeds[name], at_least=EXPECTED.get(name))
+    slower = [min(pair) for pair in zip(speeds[DISK], speeds[DIGEST], strict=True)]
+    limit = f"the slower of {DISK} and {DIGEST}"
+    yield beside(f"{title}: MiB/s", ours, limit, slower, at_least=0.65)
+    for name in (DISK, DIGEST, LOOPBACK):
+        yield found("limit: MiB/s", name, speeds[name])
+
+    cpu = {name: [run.cpu for run in of] for name, of in runs.items()}
+    usages = [(run.usage, run.size / GIB) for run in runs["backupd"]]
+    user = sorted(usage.user / size for usage, size in usages)[len(usages) // 2]
+    system = sorted(usage.system / size for usage, size in usages)[len(usages) // 2]
+    yield within(
+        f"{title}: server CPU-seconds per GiB",
+        cpu["backupd"],
+        form="{:.2f}",
+        at_most=1.2,
+        note=f"user {user:.2f}, system {system:.2f}",
+    )
+    for name in others:
+        yield beside(f"{title}: server CPU", cpu["backupd"], name, cpu[name], form="{:.2f}")
+    memory = [run.usage.memory / MIB for run in runs["backupd"]]
+    yield within(f"{title}: memory above idle, MiB", [max(memory)], form="{:.1f}", at_most=16)
+    temporary = [run.usage.temporary / MIB for run in runs["backupd"]]
+    stock = [run.usage.temporary / MIB for run in runs["stock Klein"]]
+    yield Row(
+        what=f"{title}: temporary disk, MiB at most",
+        ours=f"{max(temporary):.0f}",
+        beside=f"stock Klein\n{max(stock):.0f}",
+        expected="0",
+        held=max(temporary) == 0,
+        raw={"backupd": temporary, "stock Klein": stock},
+    )

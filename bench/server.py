@@ -6,17 +6,16 @@ import http.client
 import os
 import socket
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Server", "Usage", "backupd", "stock_klein"]
+__all__ = ["REPOSITORY", "Server", "Usage", "free_port"]
 
-_REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[1]
 _TICKS = os.sysconf("SC_CLK_TCK")
 _START_SECONDS = 30.0
 _SAMPLE_SECONDS = 0.05
@@ -27,12 +26,19 @@ class Usage:
     """What a server used: CPU seconds, bytes of memory beyond those at the start, and the most
     bytes that it had in temporary files at once."""
 
-    cpu: float = 0.0
+    user: float = 0.0
+    system: float = 0.0
     memory: int = 0
     temporary: int = 0
 
+    @property
+    def cpu(self) -> float:
+        """In user mode and in the kernel."""
+        return self.user + self.system
 
-def _free_port() -> int:
+
+def free_port() -> int:
+    """A port of the loopback address that nobody listens on."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         port: int = listening.getsockname()[1]
@@ -40,39 +46,66 @@ def _free_port() -> int:
 
 
 class Server:
-    """A server with a folder of its own, which holds its log, its files and its ``TMPDIR``."""
+    """A server with a folder of its own, which holds its log, its files and its ``TMPDIR``.
+
+    What it uses is what all its processes use, those that have ended included.
+    """
 
     def __init__(
-        self, command: Sequence[str], folder: Path, port: int, settings: Mapping[str, str]
+        self,
+        command: Sequence[str | Path],
+        folder: Path,
+        port: int,
+        settings: Mapping[str, str] | None = None,
     ) -> None:
         self.folder = folder
         self.port = port
         self._log = folder / "log"
         self._temporary = folder / "tmp"
-        self._temporary.mkdir(parents=True)
+        self._temporary.mkdir(parents=True, exist_ok=True)
         environ = {
             key: value
             for key, value in os.environ.items()
             if not key.startswith("BACKUPD_") and key not in ("HOST", "PROTOCOL")
         }
-        paths = [str(_REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
+        paths = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
         environ |= {"PYTHONPATH": os.pathsep.join(paths), "TMPDIR": str(self._temporary)}
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                command, cwd=folder, env={**environ, **settings}, stdout=log, stderr=log
+                command, cwd=folder, env={**environ, **(settings or {})}, stdout=log, stderr=log
             )
 
-    def wait_until(self, path: str, status: int) -> None:
+    def wait_until(self, path: str, status: int, seconds: float = _START_SECONDS) -> None:
         """Return once ``GET path`` is answered with ``status``; raises `RuntimeError`."""
-        deadline = time.monotonic() + _START_SECONDS
-        while self._process.poll() is None and time.monotonic() < deadline:
-            connection = http.client.HTTPConnection("localhost", self.port, timeout=5)
-            with suppress(OSError, http.client.HTTPException):
+
+        def answers() -> bool:
+            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
+            try:
                 connection.request("GET", path)
-                if connection.getresponse().status == status:
+                return connection.getresponse().status == status
+            except http.client.HTTPException:
+                return False
+            finally:
+                connection.close()
+
+        self._wait(answers, seconds)
+
+    def wait_until_listening(self) -> None:
+        """Return once connections are taken; raises `RuntimeError`."""
+
+        def listens() -> bool:
+            with socket.create_connection(("127.0.0.1", self.port), 5):
+                return True
+
+        self._wait(listens, _START_SECONDS)
+
+    def _wait(self, holds: Callable[[], bool], seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while self._process.poll() is None and time.monotonic() < deadline:
+            with suppress(OSError):
+                if holds():
                     return
-            connection.close()
-            time.sleep(0.05)
+            time.sleep(0.02)
         self.kill()
         raise RuntimeError(f"a server did not start:\n{self._log.read_text()[-2000:]}")
 
@@ -91,27 +124,45 @@ class Server:
         """What the server uses inside the block; filled in when that ends."""
         usage, over = Usage(), threading.Event()
         sampling = threading.Thread(target=self._sample, args=(usage, over))
-        self._proc("clear_refs").write_text("5")  # the peak begins anew
-        memory, cpu = self._memory("VmRSS"), self._cpu()
+        for process in self._processes():
+            _write(process / "clear_refs", "5")  # the peak begins anew
+        memory, (user, system) = self.memory(), self._cpu()
         sampling.start()
         try:
             yield usage
         finally:
-            usage.cpu = self._cpu() - cpu
-            usage.memory = self._memory("VmHWM") - memory
+            ended = self._cpu()
+            usage.user, usage.system = ended[0] - user, ended[1] - system
+            usage.memory = self.memory(peak=True) - memory
             over.set()
             sampling.join()
 
-    def _proc(self, name: str) -> Path:
-        return Path(f"/proc/{self._process.pid}/{name}")
+    def memory(self, *, peak: bool = False) -> int:
+        """Bytes that are resident now, or were at most since `watched` began."""
+        what = "VmHWM:" if peak else "VmRSS:"
+        return sum(
+            int(line.split()[1]) * 1024
+            for process in self._processes()
+            for line in _read(process / "status").splitlines()
+            if line.startswith(what)
+        )
 
-    def _cpu(self) -> float:
-        fields = self._proc("stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / _TICKS
+    def _processes(self) -> list[Path]:
+        """Of the server itself and of all that it has started."""
+        children: dict[int, list[int]] = {}
+        for path in Path("/proc").glob("[0-9]*"):
+            if fields := _stat(path):
+                children.setdefault(int(fields[1]), []).append(int(path.name))
+        found = [self._process.pid]
+        for pid in found:
+            found += children.get(pid, [])
+        return [Path(f"/proc/{pid}") for pid in found]
 
-    def _memory(self, what: str) -> int:
-        lines = self._proc("status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(what))
+    def _cpu(self) -> tuple[float, float]:
+        """Seconds in user mode and in the kernel, with those of children that have ended."""
+        found = [list(map(int, f[11:15])) for f in map(_stat, self._processes()) if f]
+        user = sum(own + reaped for own, _, reaped, _ in found)
+        return user / _TICKS, sum(own + reaped for _, own, _, reaped in found) / _TICKS
 
     def _sample(self, usage: Usage, over: threading.Event) -> None:
         while not over.wait(_SAMPLE_SECONDS):
@@ -123,35 +174,28 @@ class Server:
         for path in self._temporary.rglob("*"):
             with suppress(FileNotFoundError):
                 found += path.stat().st_blocks * 512
-        for path in self._proc("fd").iterdir():
-            with suppress(FileNotFoundError):
-                if os.readlink(path).endswith(" (deleted)"):
-                    found += path.stat().st_blocks * 512
+        for process in self._processes():
+            with suppress(OSError):
+                for path in (process / "fd").iterdir():
+                    with suppress(FileNotFoundError):
+                        if os.readlink(path).endswith(" (deleted)"):
+                            found += path.stat().st_blocks * 512
         return found
 
 
-def backupd(folder: Path) -> Server:
-    """A real daemon with the default settings."""
-    port = _free_port()
-    config = folder / "empty.toml"
-    folder.mkdir(parents=True)
-    config.touch()
-    settings = {
-        "BACKUPD_CONFIG": str(config),
-        "BACKUPD_ROOT": str(folder / "root"),
-        "BACKUPD_LISTEN": f"tcp:{port}:interface=127.0.0.1",
-    }
-    twistd = Path(sys.executable).with_name("twistd")
-    server = Server([str(twistd), "-n", "--pidfile=", "backupd"], folder, port, settings)
-    server.wait_until("/readyz", 200)
-    return server
+def _read(path: Path) -> str:
+    """A process may end while it is looked at."""
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
 
 
-def stock_klein(folder: Path) -> Server:
-    """`bench.stock_klein`, keeping its files in ``folder/files``."""
-    port, files = _free_port(), folder / "files"
-    files.mkdir(parents=True)
-    command = [sys.executable, "-m", "bench.stock_klein", str(port), str(files)]
-    server = Server(command, folder, port, {})
-    server.wait_until("/", 404)
-    return server
+def _write(path: Path, text: str) -> None:
+    with suppress(OSError):
+        path.write_text(text)
+
+
+def _stat(process: Path) -> list[str]:
+    """The fields of ``/proc/<pid>/stat`` behind the name; the first is the state."""
+    return _read(process / "stat").rpartition(")")[2].split()

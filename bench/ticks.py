@@ -20,8 +20,9 @@ from backupd.links import Links
 from backupd.receiver.queue import OfferAnswer, Queue
 from backupd.requests import Ask
 from backupd.settings import Settings
+from bench.report import Bench, Row, beside
 
-__all__ = ["Tick", "measure"]
+__all__ = ["Tick", "measure", "ticks"]
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -142,7 +143,21 @@ def _tick(ledger: SqlLedger) -> Tick:
     return Tick(median(queries), median(whole))
 
 
-def measure(
+def measure(bench: Bench) -> Iterator[Row]:
+    """A tick with a hundred thousand waiting, beside one with ten."""
+    few, many = 10, 100_000
+    found = dict(ticks(bench.folder, (few, many), bench.say))
+    yield beside(
+        f"a tick, {DUE} due of {many:,} pending, ms",
+        [1000 * found[many].whole],
+        f"of {few} pending",
+        [1000 * found[few].whole],
+        form="{:.2f}",
+        at_most=2,
+    )
+
+
+def ticks(
     folder: Path, pending: tuple[int, ...], progress: Callable[[str], None]
 ) -> Iterator[tuple[int, Tick]]:
     """Each number of waiting requests, smallest first, with its tick."""
