@@ -10,6 +10,7 @@ import random
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -292,14 +293,25 @@ def call(
     body: Any = None,
     headers: Mapping[str, str] | None = None,
     timeout: float = 30.0,
+    *,
+    context: ssl.SSLContext | None = None,
+    source: str = "",
 ) -> Answer:
-    """One request on a connection of its own. A body that is no bytes goes as JSON."""
+    """One request on a connection of its own, from ``source``, by TLS with ``context``.
+
+    A body that is no bytes goes as JSON.
+    """
     parts = urlsplit(url)
     sent = dict(headers or {})
     if body is not None and not isinstance(body, bytes):
         body, sent = json.dumps(body).encode(), {"Content-Type": "application/json"} | sent
     # The name is not looked up: a resolver that tries ::1 first costs nothing but time.
-    connection = http.client.HTTPConnection("127.0.0.1", parts.port or 80, timeout=timeout)
+    how: dict[str, Any] = {"timeout": timeout, "source_address": (source, 0) if source else None}
+    connection = (
+        http.client.HTTPConnection("127.0.0.1", parts.port or 80, **how)
+        if context is None
+        else http.client.HTTPSConnection("127.0.0.1", parts.port or 443, context=context, **how)
+    )
     try:
         target = parts.path + (f"?{parts.query}" if parts.query else "")
         connection.request(method, target, body, {"Host": parts.netloc} | sent)
