@@ -10,6 +10,7 @@ __all__ = [
     "Ambiguous",
     "BackupdError",
     "Busy",
+    "ChecksumMismatch",
     "DigestMismatch",
     "Forbidden",
     "Incomplete",
@@ -21,6 +22,7 @@ __all__ = [
     "NoSuchBackup",
     "NoSuchEntry",
     "NoSuchRequest",
+    "NoSuchUpload",
     "NotYourTurn",
     "OffsetMismatch",
     "Over",
@@ -75,6 +77,10 @@ class NoSuchRequest(BackupdError):
 
 class NoSuchBackup(BackupdError):
     """No kept backup has this id."""
+
+
+class NoSuchUpload(BackupdError):
+    """No upload answers to this link; it was ended, or never there."""
 
 
 class NoSuchEntry(BackupdError):
@@ -150,6 +156,10 @@ class TooLarge(BackupdError):
 
 class DigestMismatch(BackupdError):
     """The bytes are not the ones that the client meant."""
+
+
+class ChecksumMismatch(BackupdError):
+    """The bytes of one body are not the ones that its checksum is of (tus 1.0.0, Checksum)."""
 
 
 class UploadCut(BackupdError):

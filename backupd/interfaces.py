@@ -23,6 +23,7 @@ __all__ = [
     "IStorage",
     "IStored",
     "IUpload",
+    "IVolume",
     "Line",
     "OffThread",
     "Room",
@@ -86,6 +87,13 @@ class IFileSystem(Protocol):
     def scandir(self, path: str) -> Any: ...
 
 
+class IVolume(IFileSystem, Protocol):
+    """What the disk storage stands on: `backupd.storage.system.SYSTEM` provides it."""
+
+    def punch_hole(self, fd: int, offset: int, length: int, /) -> None:
+        """Free the blocks that lie whole within; raises `OSError` where that cannot be."""
+
+
 class IUpload(Interface):
     """The bytes of one unfinished upload. Every method blocks; call them off the reactor thread.
 
@@ -108,6 +116,12 @@ class IUpload(Interface):
 
     def sync() -> None:
         """Return once everything written survives a power cut (``fdatasync``)."""
+
+    def give_back(length: int) -> None:
+        """Free the blocks of the first ``length`` bytes, which read as zeros from then on.
+
+        Where the file system cannot, nothing happens until the whole upload is discarded.
+        """
 
     def close() -> None:
         """Let go of it; what was synced stays."""
@@ -162,6 +176,12 @@ class IStorage(Interface):
     def reopen(upload_id: str) -> IUpload:
         """An unfinished upload again; `StorageFailed` when its bytes are gone."""
 
+    def rename(upload_id: str, new_id: str) -> None:
+        """Give an unfinished upload another id, durably; again is harmless.
+
+        `StorageFailed` when neither is there, or both are.
+        """
+
     def discard(upload_id: str) -> None:
         """Free the bytes of an unfinished upload; nothing happens when there are none."""
 
@@ -199,7 +219,12 @@ class Upload:
     """One attempt to deliver a request's bytes, as the ledger knows it.
 
     ``offset`` is durable; ``length`` is None while unknown; ``allocated`` are the bytes that the
-    volume already counts as used; ``sha256`` is there once the upload is whole.
+    volume already counts as used; ``sha256`` is there once an upload that can be stored is whole.
+
+    ``parts`` are the uploads that this one joins, in their order: it has none of its own bytes
+    until all of them are whole. ``partial`` is one of those. ``metadata`` and ``concat`` are
+    what the client said at creation (tus 1.0.0, Upload-Metadata and Upload-Concat). ``token`` is
+    what a part that may move to another request is found by: the capability in its URL.
     """
 
     upload_id: str
@@ -212,6 +237,16 @@ class Upload:
     changed_at: float
     file_name: str | None = None
     content_type: str | None = None
+    partial: bool = False
+    parts: tuple[str, ...] = ()
+    metadata: str | None = None
+    concat: str | None = None
+    token: str | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether every byte is there."""
+        return self.offset == self.length if self.partial else self.sha256 is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -306,7 +341,12 @@ class ILedger(Interface):
     # the life of requests
 
     def admit(
-        ask: Ask, room: Callable[[int, int], Room], *, now: float, max_pending: int
+        ask: Ask,
+        room: Callable[[int, int], Room],
+        *,
+        now: float,
+        max_pending: int,
+        expires_at: float | None = None,
     ) -> Deferred[tuple[Live | None, Room]]:
         """Record ``ask`` and its reservation in one step, if it fits.
 
@@ -314,21 +354,30 @@ class ILedger(Interface):
         are promised and not yet allocated, and the bytes that this ask adds; it looks at the
         volume *after* that, so that no race with an allocation promises a byte twice. An ask
         for a video that the same peer has a live request for changes that request. The result
-        is the request, None when refused, and the room there was.
+        is the request, None when refused, and the room there was. ``expires_at`` is for those
+        that nobody will be called for.
         """
 
     def change(
         request_id: str,
         step: Callable[[BackupRequest], BackupRequest],
         *,
-        put: Upload | None = None,
+        put: Upload | Sequence[Upload] | None = None,
         drop: Sequence[str] = (),
     ) -> Deferred[BackupRequest]:
-        """Replace a request by ``step(request)``, and with it one upload, and forget others.
+        """Replace a request by ``step(request)``, and with it its uploads, and forget others.
 
         What ``step`` raises leaves all as it was. A request that ends releases its reservation
         and forgets its uploads: their bytes are the caller's to discard afterwards; one that
         becomes STORED puts its backup on the list. Raises `NoSuchRequest`.
+        """
+
+    def join(ask: Ask, final: Upload, *, now: float, expires_at: float) -> Deferred[Live]:
+        """Record a direct upload that joins the parts of others, whose requests end with it.
+
+        Their uploads, and the room that was reserved for them, are the new request's; a live one
+        of the same peer for the same video is taken, if nothing has come for it. Raises
+        `NoSuchRequest` when a part is unknown, `WrongState` when one is none.
         """
 
     def request(request_id: str) -> Deferred[BackupRequest]:
@@ -381,6 +430,12 @@ class ILedger(Interface):
 
     def uploads(request_id: str | None) -> Deferred[list[Upload]]:
         """The uploads of a request, or all there are; oldest first."""
+
+    def upload_by_token(token: str) -> Deferred[Upload]:
+        """The part that this token was made for. Raises `NoSuchRequest`."""
+
+    def unkept(*, limit: int) -> Deferred[list[Live]]:
+        """Direct uploads that are RECEIVED: nobody will say ``complete-backup`` for them."""
 
     def purge(*, before: float, limit: int) -> Deferred[int]:
         """Forget requests and entries that ended before then; how many went."""

@@ -15,6 +15,7 @@ from backupd.errors import AlreadyStored, Over, WrongState
 
 __all__ = [
     "MAX_TRIES",
+    "NEVER",
     "Ask",
     "Backup",
     "BackupRequest",
@@ -33,6 +34,7 @@ __all__ = [
     "asked_again",
     "ended",
     "expired",
+    "joined",
     "lapsed",
     "live",
     "offer_failed",
@@ -46,7 +48,11 @@ __all__ = [
     "storing",
     "taken",
     "video_key",
+    "wanted",
 ]
+
+NEVER = 2.0**62
+"""When nobody is to be called: not before its client comes back."""
 
 MAX_TRIES = 5
 """How often a request may deliver wrong bytes before it has failed."""
@@ -67,7 +73,11 @@ def same_video(one: VideoId, other: VideoId) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
-    """What a sender asked for, and what it was given to call back with."""
+    """What a sender asked for, and what it was given to call back with.
+
+    A direct upload has no ``callback``: its client is there, and is not called. ``part`` is a
+    piece of a direct upload that will be joined with others.
+    """
 
     request_id: str
     peer: str
@@ -80,6 +90,17 @@ class Ask:
     file_name: str | None = None
     content_type: str | None = None
     sha256: str | None = None
+    part: bool = False
+
+    @property
+    def direct(self) -> bool:
+        """Whether the upload's end stores it, without a ``complete-backup``."""
+        return not self.callback
+
+    @property
+    def turn(self) -> str:
+        """What a turn is counted for: all parts that one peer sends at once share one."""
+        return f"parts of {self.peer}" if self.part else self.request_id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -266,6 +287,14 @@ def taken(request: BackupRequest, *, lease_until: float, expires_at: float) -> L
     )
 
 
+def wanted(request: BackupRequest, *, now: float) -> Live:
+    """The client of a direct upload is there and waits: PENDING is due."""
+    alive = live(request, "continued")
+    if not isinstance(alive, Pending) or alive.due_at <= now:
+        return alive
+    return replace(alive, due_at=now)
+
+
 def receiving(request: BackupRequest, *, lease_until: float) -> Receiving:
     """The first byte, or the JSON that announces it: OFFERED, RECEIVING, RECEIVED -> RECEIVING."""
     alive = live(request, "received")
@@ -335,7 +364,7 @@ def lapsed(request: BackupRequest, *, now: float) -> Live:
         return alive
     return Pending(
         ask=alive.ask,
-        due_at=now,
+        due_at=NEVER if alive.ask.direct else now,
         accepted=True,
         expires_at=alive.expires_at,
         tries=alive.tries,
@@ -381,6 +410,14 @@ def ended(request: BackupRequest, kind: type[E], *, reason: str, now: float) -> 
     if isinstance(alive, Storing):
         raise WrongState(kind.__name__.lower(), state_name(alive))
     return kind(ask=alive.ask, reason=reason, ended_at=now)
+
+
+def joined(request: BackupRequest, *, into: str, now: float) -> Cancelled:
+    """The bytes of a part belong to another request from now on."""
+    alive = live(request, "joined with others")
+    if not alive.ask.part:
+        raise WrongState("joined with others", state_name(alive))
+    return Cancelled(ask=alive.ask, reason=f"It became a part of request {into}.", ended_at=now)
 
 
 def abandoned(request: BackupRequest, *, reason: str, now: float) -> Failed:

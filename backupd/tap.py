@@ -16,7 +16,7 @@ from twisted.logger import ILogObserver, jsonFileLogObserver
 from twisted.python import usage
 
 from backupd.errors import SettingsError
-from backupd.interfaces import IFileSystem, ILedger, OffThread
+from backupd.interfaces import ILedger, IVolume, OffThread
 from backupd.ledger.sql import SqlLedger
 from backupd.links import Links
 from backupd.own_folder import OwnFolder
@@ -26,6 +26,7 @@ from backupd.sender.outbox import Outbox
 from backupd.service import BackupService, Chance, Running
 from backupd.settings import KEYS, Settings, load
 from backupd.storage.disk import DiskStorage
+from backupd.storage.system import SYSTEM
 from backupd.threads import Threads
 from backupd.web.resource import make_site
 
@@ -79,7 +80,7 @@ def join(
     reactor: Any,
     own: OwnFolder,
     ledger: ILedger,
-    fs: IFileSystem,
+    fs: IVolume,
     off: OffThread,
     rng: random.Random,
     chance: Chance,
@@ -141,7 +142,7 @@ def build(settings: Settings) -> BackupService:
         reactor=reactor,
         own=OwnFolder(settings, lambda: secrets.token_urlsafe(32), ledger.file),
         ledger=ledger,
-        fs=os,
+        fs=SYSTEM,
         off=disk,
         rng=rng,
         chance=chance_from(rng, secrets.token_urlsafe, lambda: uuid.uuid4().hex),

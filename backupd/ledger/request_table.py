@@ -27,7 +27,7 @@ from sqlalchemy import (
     update,
 )
 
-from backupd.errors import LedgerFailed, NoSuchRequest
+from backupd.errors import LedgerFailed, NoSuchRequest, UploadHeld
 from backupd.interfaces import Line, Room, Totals, Upload
 from backupd.ledger import rows
 from backupd.ledger.backup_table import put_backup
@@ -44,6 +44,8 @@ from backupd.requests import (
     Storing,
     VideoId,
     asked_again,
+    joined,
+    live,
     state_name,
     video_key,
 )
@@ -93,6 +95,7 @@ class Sums:
 
 
 _by_id = select(requests).where(_r.request_id == bindparam("id"))
+_of_request = select(_u.upload_id).where(_u.request_id == bindparam("id"))
 _live_video = select(requests).where(
     _LIVE, _r.video == bindparam("video"), _r.peer == bindparam("peer")
 )
@@ -176,6 +179,7 @@ class RequestTable:
         room: Callable[[int, int], Room],
         now: float,
         max_pending: int,
+        expires_at: float | None,
     ) -> tuple[Live | None, Room]:
         row = connection.execute(
             _live_video, {"video": video_key(ask.video), "peer": ask.peer}
@@ -194,7 +198,12 @@ class RequestTable:
             found = replace(found, reason="queue-full")
         if found.reason is not None:
             return None, found
-        request = Pending(ask=ask, due_at=now)
+        request = Pending(ask=ask, due_at=now, expires_at=expires_at)
+        self._add(connection, request)
+        return request, found
+
+    def _add(self, connection: Connection, request: Pending) -> None:
+        ask, now = request.ask, request.due_at
         connection.execute(_insert, rows.request_row(request) | {"allocated": 0})
         line = {"peer": ask.peer, "origin": ask.origin}
         joined = connection.execute(
@@ -204,24 +213,54 @@ class RequestTable:
             self._open_line(connection, line | _ANSWERING | {"ready_at": now})
         self.sums.count(request, 0, 1)
         self.changed.append(request)
-        return request, found
+
+    def join(
+        self, connection: Connection, ask: Ask, final: Upload, now: float, expires_at: float
+    ) -> Live:
+        """See `ILedger.join`."""
+        row = connection.execute(
+            _live_video, {"video": video_key(ask.video), "peer": ask.peer}
+        ).one_or_none()
+        if row is None:
+            request: Live = Pending(ask=ask, due_at=now, expires_at=expires_at)
+            self._add(connection, Pending(ask=ask, due_at=now, expires_at=expires_at))
+        else:
+            old = rows.request_value(row._mapping)
+            if connection.execute(_of_request, {"id": row.request_id}).first() is not None:
+                raise UploadHeld("An upload of this video is there already; end it first.", 5.0)
+            request = asked_again(old, ask=ask, now=now)
+            self._replace(connection, row, old, request, asked=True)
+        request_id = request.ask.request_id
+        for part in final.parts:
+            owner = connection.execute(
+                select(_u.request_id).where(_u.upload_id == part, _u.partial)
+            ).scalar()
+            if owner is None:
+                raise NoSuchRequest("One of the parts is gone, or is none.")
+            connection.execute(
+                update(uploads).where(_u.upload_id == part).values(request_id=request_id)
+            )
+            self.change(connection, owner, lambda r: joined(r, into=request_id, now=now), None, ())
+        # What the parts occupy counts for the new request from here on.
+        self.change(connection, request_id, lambda r: r, replace(final, request_id=request_id), ())
+        return live(self.request(connection, request_id), "joined")
 
     def change(
         self,
         connection: Connection,
         request_id: str,
         step: Callable[[BackupRequest], BackupRequest],
-        put: Upload | None,
+        put: Upload | Sequence[Upload] | None,
         drop: Sequence[str],
     ) -> BackupRequest:
         row = self._row(connection, request_id)
         old = rows.request_value(row._mapping)
         new = step(old)
-        if put is not None:
-            self._put_upload(connection, put)
+        for upload in [put] if isinstance(put, Upload) else put or ():
+            self._put_upload(connection, upload)
         for upload_id in drop:
             connection.execute(delete(uploads).where(_u.upload_id == upload_id))
-        if new != old or put is not None or drop:
+        if new != old or put or drop:
             self._replace(connection, row, old, new)
         return new
 
@@ -434,6 +473,20 @@ def uploads_of(connection: Connection, request_id: str | None) -> list[Upload]:
     if request_id is not None:
         query = query.where(_u.request_id == request_id)
     return [rows.upload_value(row._mapping) for row in connection.execute(query)]
+
+
+def upload_by_token(connection: Connection, token: str) -> Upload:
+    row = connection.execute(
+        select(uploads).where(_u.token_hash == rows.capability_hash(token))
+    ).one_or_none()
+    if row is None:
+        raise NoSuchRequest("This link belongs to no upload.")
+    return rows.upload_value(row._mapping)
+
+
+def unkept(connection: Connection, limit: int) -> list[Live]:
+    direct = select(requests).where(text("state = 'RECEIVED' AND callback = ''"))
+    return _values(connection, direct.order_by(_r.seq).limit(limit))
 
 
 def due_lines(connection: Connection, now: float, limit: int, heads: int) -> list[Line]:

@@ -55,6 +55,7 @@ _ASK = (
     "file_name",
     "content_type",
     "sha256",
+    "part",
 )
 _STATE: dict[str, Any] = {
     "expires_at": None,
@@ -175,12 +176,18 @@ def request_value(row: RowMapping) -> BackupRequest:
 
 def upload_row(upload: Upload) -> dict[str, Any]:
     """Every column of an upload but its number."""
-    return asdict(upload)
+    row = asdict(upload)
+    token = row.pop("token")
+    return row | {
+        "parts": " ".join(upload.parts),
+        "token_hash": None if token is None else capability_hash(token),
+    }
 
 
 def upload_value(row: RowMapping) -> Upload:
-    """The upload that a row tells of."""
-    return Upload(**{name: value for name, value in row.items() if name != "seq"})
+    """The upload that a row tells of; its token is a secret that only its holder knows."""
+    plain = {name: value for name, value in row.items() if name not in ("seq", "token_hash")}
+    return Upload(**plain | {"parts": tuple(row["parts"].split())})
 
 
 def backup_row(backup: Backup) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from sqlalchemy import (
     MetaData,
     Table,
     Text,
+    false,
     text,
 )
 
@@ -55,6 +56,7 @@ requests = Table(
     Column("reason", Text),
     Column("ended_at", Double),
     Column("allocated", BigInteger, nullable=False),
+    Column("part", Boolean, nullable=False, server_default=false()),
     sqlite_autoincrement=True,
 )
 
@@ -76,6 +78,7 @@ _partial("requests_pending", _r.peer, _r.origin, _r.due_at, _r.seq, where=_pendi
 _partial("requests_active", _r.lease_until, _r.peer, where=_active)
 _partial("requests_expiring", _r.expires_at, where=_live)
 _partial("requests_storing", _r.seq, where=text("state = 'STORING'"))
+_partial("requests_unkept", _r.seq, where=text("state = 'RECEIVED' AND callback = ''"))
 _partial("requests_ended", _r.ended_at, where=text("ended_at IS NOT NULL"))
 _partial("requests_ended_video", _r.video, _r.ended_at, where=text("ended_at IS NOT NULL"))
 
@@ -108,8 +111,14 @@ uploads = Table(
     Column("changed_at", Double, nullable=False),
     Column("file_name", Text),
     Column("content_type", Text),
+    Column("partial", Boolean, nullable=False, server_default=false()),
+    Column("parts", Text, nullable=False, server_default=""),  # ids, with spaces between
+    Column("metadata", Text),
+    Column("concat", Text),
+    Column("token_hash", Text),
     sqlite_autoincrement=True,
 )
+_partial("uploads_token", uploads.c.token_hash, where=text("token_hash IS NOT NULL"), unique=True)
 
 backups = Table(
     "backups",

@@ -156,16 +156,27 @@ class SqlLedger:
     # -- the life of requests ---------------------------------------------------------------------
 
     def admit(
-        self, ask: Ask, room: Callable[[int, int], Room], *, now: float, max_pending: int
+        self,
+        ask: Ask,
+        room: Callable[[int, int], Room],
+        *,
+        now: float,
+        max_pending: int,
+        expires_at: float | None = None,
     ) -> Deferred[tuple[Live | None, Room]]:
-        return self._write(lambda c: self._requests.admit(c, ask, room, now, max_pending))
+        return self._write(
+            lambda c: self._requests.admit(c, ask, room, now, max_pending, expires_at)
+        )
+
+    def join(self, ask: Ask, final: Upload, *, now: float, expires_at: float) -> Deferred[Live]:
+        return self._write(lambda c: self._requests.join(c, ask, final, now, expires_at))
 
     def change(
         self,
         request_id: str,
         step: Callable[[BackupRequest], BackupRequest],
         *,
-        put: Upload | None = None,
+        put: Upload | Sequence[Upload] | None = None,
         drop: Sequence[str] = (),
     ) -> Deferred[BackupRequest]:
         return self._write(lambda c: self._requests.change(c, request_id, step, put, drop))
@@ -220,6 +231,12 @@ class SqlLedger:
 
     def uploads(self, request_id: str | None) -> Deferred[list[Upload]]:
         return self._read(lambda c: request_table.uploads_of(c, request_id))
+
+    def upload_by_token(self, token: str) -> Deferred[Upload]:
+        return self._read(lambda c: request_table.upload_by_token(c, token))
+
+    def unkept(self, *, limit: int) -> Deferred[list[Live]]:
+        return self._read(lambda c: request_table.unkept(c, limit))
 
     def purge(self, *, before: float, limit: int) -> Deferred[int]:
         def purge(connection: Connection) -> int:

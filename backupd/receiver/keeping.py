@@ -124,18 +124,22 @@ class Keeper:
             return await self._finish(await self._name(request, upload))
 
     async def _whole(self, request: BackupRequest, size: int | None) -> Upload:
-        """The newest whole upload; or the newest one, when its sender knows its size."""
+        """The newest whole upload; or the newest one, when its sender knows its size.
+
+        A part is none: it is waited for by the upload that joins it.
+        """
         uploads = await self._ledger.uploads(request.ask.request_id)
         whole = [upload for upload in uploads if upload.sha256 is not None]
         under_way = self._intake.under_way(request.ask.request_id)
         if whole and under_way is None:
             return whole[-1]
-        newest = uploads[-1] if uploads else None
+        own = [upload for upload in uploads if not upload.partial]
+        newest = own[-1] if own else None
         unsaid = newest is not None and newest.length is None and under_way is None
         if newest is not None and unsaid and 0 < newest.offset == size:
             return await self._intake.conclude(newest)
-        arrived = newest.offset if newest else 0
-        raise Incomplete(max(arrived, under_way or 0), newest.length if newest else None)
+        arrived = await self._intake.arrived(request.ask.request_id)
+        raise Incomplete(arrived, newest.length if newest else None)
 
     async def _there(self, request: BackupRequest, upload: Upload) -> None:
         """Raises `Incomplete`, the request back in line, when the bytes are gone from the disk."""
@@ -254,6 +258,13 @@ class Keeper:
             if upload.upload_id != request.upload_id:
                 await self._off(self._storage.discard, upload.upload_id)
         return backup
+
+    async def keep_direct(self, request_id: str) -> Backup | None:
+        """Store a direct upload that is RECEIVED; None when it is not, or not any more."""
+        request = await self._ledger.request(request_id)
+        if not request.ask.direct or not isinstance(request, Received | Storing | Stored):
+            return None
+        return await self.complete(request_id)
 
     async def roll_forward(self, request_id: str) -> None:
         """Bring a request that stands in STORING to its end, wherever it was left.

@@ -6,14 +6,14 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from backupd.errors import BackupdError, NotYourTurn, PeerFailed
+from backupd.errors import BackupdError, NotYourTurn, PeerFailed, ShuttingDown
 from backupd.interfaces import ILedger, Line
 from backupd.links import Links
 from backupd.requests import (
@@ -33,6 +33,8 @@ from backupd.settings import Settings
 from backupd.waiting import go_on
 
 __all__ = ["Offer", "OfferAnswer", "Queue", "choose"]
+
+T = TypeVar("T")
 
 PATIENCE = 60.0
 """Seconds after which a line that fails is owed a probe even when others would take all turns."""
@@ -55,11 +57,22 @@ class Offer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Busy:
-    """A turn that is taken, or that an offer on its way may take."""
+    """A turn that is taken, or that an offer on its way may take; parts may share one."""
 
     peer: str
     origin: str
+    turn: str
     offering: bool
+    shared: bool
+
+    @classmethod
+    def of(cls, ask: Ask, *, offering: bool = False) -> _Busy:
+        return cls(ask.peer, ask.origin, ask.turn, offering, ask.part)
+
+
+def _turns(busy: Mapping[str, _Busy]) -> dict[str, str]:
+    """The turns that are taken, and whose each is."""
+    return {one.turn: one.peer for one in busy.values()}
 
 
 def choose(
@@ -78,19 +91,27 @@ def choose(
     probe was at ``probed_at``) one that has waited that long goes first; a probe is short. With
     one turn in all, a probe may have it while nobody else is due.
     """
-    free = turns - len(busy)
-    held = Counter(one.peer for one in busy.values())
+    taken = _turns(busy)
+    free = turns - len(taken)
+    held = Counter(taken.values())
     probing = {one.origin for one in busy.values() if one.offering}
     chosen: list[Pending] = []
+    new: set[str] = set()
 
     def take(heads: Iterable[Pending], room: int) -> bool:
         """Choose the first of ``heads`` that can be, if there is room."""
         for head in heads:
-            peer, request_id = head.ask.peer, head.ask.request_id
-            if len(chosen) < room and held[peer] < per_peer and request_id not in busy:
-                chosen.append(head)
+            peer, turn = head.ask.peer, head.ask.turn
+            shares = turn in taken or turn in new
+            if head.ask.request_id in busy or not (
+                shares or (len(new) < room and held[peer] < per_peer)
+            ):
+                continue
+            chosen.append(head)
+            if not shares:
+                new.add(turn)
                 held[peer] += 1
-                return True
+            return True
         return False
 
     def probe(line: Line, room: int) -> bool:
@@ -146,6 +167,7 @@ class Queue:
         self._again: set[str] = set()
         self._probed_at = float("-inf")
         self._claims: dict[str, _Busy] = {}
+        self._coming: dict[str, list[Deferred[None]]] = {}
         self._stopped = False
         self._wake: IDelayedCall | None = None
 
@@ -154,8 +176,11 @@ class Queue:
     def observe(self, request: BackupRequest) -> None:
         """Learn of a committed change; also of every live request at the start."""
         ask = request.ask
+        if not isinstance(request, Pending):
+            for waiter in self._coming.pop(ask.request_id, []):
+                waiter.callback(None)
         if isinstance(request, Offered | Receiving):
-            self._active[ask.request_id] = _Busy(ask.peer, ask.origin, offering=False)
+            self._active[ask.request_id] = _Busy.of(ask)
         elif self._active.pop(ask.request_id, None) is not None:
             self._nudge()
 
@@ -171,7 +196,8 @@ class Queue:
         if self._stopped:
             return
         busy = self.busy()
-        if len(busy) >= self._settings.max_concurrent_transfers:
+        full = len(_turns(busy)) >= self._settings.max_concurrent_transfers
+        if full and not any(one.shared for one in busy.values()):
             return
         now = self._clock.seconds()
         most = self._settings.max_concurrent_transfers + 1
@@ -200,7 +226,7 @@ class Queue:
             self._again.add(ask.request_id)
             return
         # Telling a sender again what it was offered takes no turn that it does not have already.
-        busy = _Busy(ask.peer, ask.origin, offering=True) if isinstance(request, Pending) else None
+        busy = _Busy.of(ask, offering=True) if isinstance(request, Pending) else None
         work = go_on(self._call(request, failures))
         if not work.called:
             self._offering[ask.request_id] = (busy, work)
@@ -239,20 +265,40 @@ class Queue:
         `NotYourTurn` when no turn is free, unless an offer to this request is on its way.
         """
         ask = request.ask
-        busy = self.busy()
-        if ask.request_id in busy:
-            self._claims[ask.request_id] = _Busy(ask.peer, ask.origin, offering=False)
-            return
-        held = Counter(one.peer for one in busy.values())
-        if (
-            len(busy) >= self._settings.max_concurrent_transfers
-            or held[ask.peer] >= self._settings.max_per_peer
+        taken = _turns(self.busy())
+        if ask.turn not in taken and (
+            len(taken) >= self._settings.max_concurrent_transfers
+            or Counter(taken.values())[ask.peer] >= self._settings.max_per_peer
         ):
             raise NotYourTurn(
                 "All turns are taken; wait for the offer, or try again shortly.",
                 retry_after=self._settings.loop_interval,
             )
-        self._claims[ask.request_id] = _Busy(ask.peer, ask.origin, offering=False)
+        self._claims[ask.request_id] = _Busy.of(ask)
+
+    def turn_of(self, request_id: str, seconds: float) -> Deferred[None]:
+        """Fires once a request is PENDING no more; `NotYourTurn` when that takes so long."""
+        comes: Deferred[None] = Deferred()
+
+        def too_late() -> None:
+            waiting = self._coming.get(request_id, [])
+            if comes in waiting:
+                waiting.remove(comes)
+                comes.errback(
+                    NotYourTurn("All turns are taken; go on shortly.", self._settings.loop_interval)
+                )
+            if not waiting:
+                self._coming.pop(request_id, None)
+
+        late = self._clock.callLater(seconds, too_late)
+
+        def came(result: T) -> T:
+            if late.active():
+                late.cancel()
+            return result
+
+        self._coming.setdefault(request_id, []).append(comes)
+        return comes.addBoth(came)
 
     def give_back(self, request_id: str) -> None:
         """End a reservation of `take_turn`."""
@@ -270,6 +316,10 @@ class Queue:
         }
         status, retry_after, why = 0, None, ""
         try:
+            if ask.direct:
+                # Nobody is to be called: whoever sends it is here, or will be.
+                await self._answered(request, failures, 200, None, "its turn has come.")
+                return
             answer = await self._offer(ask.callback, json.dumps(body).encode(), {})
             status, retry_after = answer.status, answer.retry_after
             why = f"The sender answered {status}."
@@ -340,6 +390,9 @@ class Queue:
     async def stop(self) -> None:
         """Make no more offers, and end those on their way."""
         self._stopped = True
+        coming, self._coming = self._coming, {}
+        for waiter in [one for several in coming.values() for one in several]:
+            waiter.errback(ShuttingDown("This server is stopping; go on when it is back.", 5.0))
         if self._wake is not None and self._wake.active():
             self._wake.cancel()
         for _, work in list(self._offering.values()):

@@ -28,12 +28,14 @@ async def recover(
     whose bytes are gone are forgotten; what stood in STORING goes on to its end.
     """
     on_disk = await off(storage.uploads)
+    uploads = {one.upload_id: one for one in await ledger.uploads(None)}
+    for final in [one for one in uploads.values() if one.parts and one.offset == 0]:
+        await _recover_joining(ledger, storage, off, final, uploads, on_disk)
     known: set[str] = set()
-    for upload in await ledger.uploads(None):
-        known.add(upload.upload_id)
+    for upload in uploads.values():
+        if upload.offset > 0:
+            known.add(upload.upload_id)
         await _recover_upload(ledger, upload, on_disk.get(upload.upload_id), clock.seconds())
-        if upload.offset == 0 and upload.sha256 is None:
-            known.discard(upload.upload_id)
     for upload_id in [one for one in on_disk if one not in known]:
         _log.info("removing unfinished upload {upload_id}", upload_id=upload_id)
         try:
@@ -59,13 +61,37 @@ async def recover(
                 )
 
 
+async def _recover_joining(
+    ledger: ILedger,
+    storage: IStorage,
+    off: OffThread,
+    final: Upload,
+    uploads: dict[str, Upload],
+    on_disk: dict[str, int],
+) -> None:
+    """Where the first part's file has become the whole's, and the ledger did not learn of it."""
+    first = uploads.get(final.parts[0])
+    if first is None or first.upload_id in on_disk or final.upload_id not in on_disk:
+        return
+    begun = replace(final, offset=first.offset, allocated=first.allocated)
+    await off(storage.rename, first.upload_id, final.upload_id)
+    await ledger.change(final.request_id, lambda r: r, put=begun, drop=[first.upload_id])
+    uploads[final.upload_id] = begun
+    del uploads[first.upload_id]
+
+
 async def _recover_upload(
     ledger: ILedger, upload: Upload, allocated: int | None, now: float
 ) -> None:
     request = await ledger.request(upload.request_id)
     if isinstance(request, Storing):
         return
-    if allocated is None or (upload.offset == 0 and upload.sha256 is None):
+    if upload.offset == 0:
+        # Its client may know it, and begin; nothing of it was ever durable.
+        if upload.allocated:
+            put = replace(upload, allocated=0)
+            await ledger.change(upload.request_id, lambda r: r, put=put)
+    elif allocated is None:
         _log.info(
             "upload {upload_id} of request {request_id} is gone; it starts again",
             upload_id=upload.upload_id,

@@ -22,11 +22,12 @@ from threading import Lock
 from zope.interface import implementer
 
 from backupd.errors import StorageFailed
-from backupd.interfaces import Damaged, Found, IFileSystem, IStorage, IStored, IUpload
+from backupd.interfaces import Damaged, Found, IStorage, IStored, IUpload, IVolume
 from backupd.requests import Backup, VideoId, video_key
 from backupd.storage import names, sidecar
 from backupd.storage.files import DiskStored, DiskUpload, doing, write_all
 from backupd.storage.names import SIDECAR, is_component
+from backupd.storage.system import SYSTEM
 
 __all__ = ["DiskStorage"]
 
@@ -55,9 +56,9 @@ def _checked(identifier: str) -> str:
 
 @implementer(IStorage)
 class DiskStorage:
-    """Backups under the folder ``root``; ``fs`` takes the place of the module `os` in tests."""
+    """Backups under the folder ``root``; ``fs`` takes the place of the system in tests."""
 
-    def __init__(self, root: str, *, fs: IFileSystem = os) -> None:
+    def __init__(self, root: str, *, fs: IVolume = SYSTEM) -> None:
         self._root = os.path.abspath(root)
         self._fs = fs
         # Folders are made and removed by several threads: no one may remove, because it is
@@ -101,6 +102,19 @@ class DiskStorage:
             raise StorageFailed(f"The bytes of the upload {upload_id} are gone.")
         with doing(f"open the upload {upload_id}"):
             return DiskUpload(self._fs, self._fs.open(path, _CHANGE), f"upload {upload_id}")
+
+    def rename(self, upload_id: str, new_id: str) -> None:
+        old, new = self._incoming(upload_id), self._incoming(new_id)
+        there = self._size(old, f"upload {upload_id}") is not None
+        done = self._size(new, f"upload {new_id}") is not None
+        if there == done:
+            state = "both there" if there else "both gone"
+            raise StorageFailed(f"The uploads {upload_id} and {new_id} are {state}.")
+        with doing(f"rename the upload {upload_id}"):
+            if there:
+                self._fs.rename(old, new)
+            # Also when an earlier try got as far as here: it may not have got any further.
+            self._sync_folder(*_INCOMING)
 
     def discard(self, upload_id: str) -> None:
         path = self._incoming(upload_id)

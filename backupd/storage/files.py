@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from zope.interface import implementer
 
 from backupd.errors import NoRoom, StorageFailed
-from backupd.interfaces import IFileSystem, IStored, IUpload
+from backupd.interfaces import IStored, IUpload, IVolume
 
 __all__ = ["DiskStored", "DiskUpload", "doing", "write_all"]
 
@@ -26,7 +26,7 @@ def doing(what: str) -> Iterator[None]:
         raise kind(f"Could not {what}: {error.strerror or error}.") from error
 
 
-def write_all(fs: IFileSystem, fd: int, pieces: Sequence[bytes], offset: int) -> None:
+def write_all(fs: IVolume, fd: int, pieces: Sequence[bytes], offset: int) -> None:
     """Write ``pieces`` behind each other at ``offset``, however little one call takes."""
     rest: list[bytes | memoryview] = [piece for piece in pieces if piece]
     first = 0
@@ -45,7 +45,7 @@ def write_all(fs: IFileSystem, fd: int, pieces: Sequence[bytes], offset: int) ->
 class _OpenFile:
     """A descriptor that is closed once, and not used after that."""
 
-    def __init__(self, fs: IFileSystem, fd: int, what: str) -> None:
+    def __init__(self, fs: IVolume, fd: int, what: str) -> None:
         self._fs = fs
         self._fd: int | None = fd
         self._what = what
@@ -94,6 +94,15 @@ class DiskUpload(_OpenFile):
         fd = self._open_fd()
         with doing(f"write to the {self._what} at {offset}"):
             write_all(self._fs, fd, pieces, offset)
+
+    def give_back(self, length: int) -> None:
+        fd = self._open_fd()
+        with doing(f"free the first {length} bytes of the {self._what}"):
+            try:
+                self._fs.punch_hole(fd, 0, length)
+            except OSError as error:
+                if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
+                    raise
 
     def sync(self) -> None:
         fd = self._open_fd()

@@ -94,11 +94,7 @@ async def _received(service: BackupService, request: BackupRequest) -> int:
         return request.backup.size
     if isinstance(request, Expired | Cancelled | Failed):
         return 0
-    under_way = service.intake.under_way(request.ask.request_id)
-    if under_way is not None:
-        return under_way
-    newest = await service.intake.newest(request.ask.request_id)
-    return 0 if newest is None else newest.offset
+    return await service.intake.arrived(request.ask.request_id)
 
 
 def entry_view(service: BackupService, entry: Entry) -> EntryView:

@@ -49,7 +49,8 @@ def line(
 def busy(*peers: str, offering: bool = False) -> dict[str, Any]:
     """Turns that are taken by requests of these peers."""
     return {
-        f"busy-{number}": Busy(peer, peer, offering=offering) for number, peer in enumerate(peers)
+        f"busy-{number}": Busy(peer, peer, f"busy-{number}", offering, False)
+        for number, peer in enumerate(peers)
     }
 
 
@@ -94,7 +95,9 @@ class ChooseTests(SynchronousTestCase):
         """A request that has a turn, or an offer on its way, is passed over."""
         lines = [line("a", 3)]
         first = lines[0].heads[0].ask.request_id
-        found = choose(lines, busy={first: Busy("a", "a", False)}, turns=4, per_peer=3, now=0.0)
+        found = choose(
+            lines, busy={first: Busy("a", "a", first, False, False)}, turns=4, per_peer=3, now=0.0
+        )
         assert [one.ask.video for one in found] == [1, 2]
 
     def test_failing_gets_one_probe(self) -> None:
@@ -172,7 +175,10 @@ class ChooseTests(SynchronousTestCase):
         probed_at: float,
     ) -> None:
         """Limits hold, nobody is asked twice, no turn is left while one who answers is due."""
-        held = {f"x{n}": Busy(peer, peer, offering) for n, (peer, offering) in enumerate(taken)}
+        held = {
+            f"x{n}": Busy(peer, peer, f"x{n}", offering, False)
+            for n, (peer, offering) in enumerate(taken)
+        }
         before = (list(lines), dict(held))
         found = choose(
             lines, busy=held, turns=turns, per_peer=per_peer, now=100.0, probed_at=probed_at

@@ -6,9 +6,10 @@ from collections import Counter
 from typing import Any
 
 from backupd.errors import LedgerFailed, NoSuchRequest, StorageFailed, UploadCut
-from backupd.receiver import expiry, transfer
+from backupd.receiver import digests, expiry
+from backupd.receiver.digests import Digests
 from backupd.receiver.expiry import AT_ONCE
-from backupd.receiver.transfer import Digests, Outcome
+from backupd.receiver.transfer import Outcome
 from backupd.requests import Pending, Receiving
 from backupd.waiting import go_on
 from tests.receiver.world import (
@@ -114,7 +115,7 @@ class LeaseTests(WorldCase):
         off.release_all()
         self.raises(UploadCut, first)
         world.intake._digests = Digests()
-        set_attribute(self, transfer, "REREAD", 1)
+        set_attribute(self, digests, "REREAD", 1)
         source = world.source(b"34", b"")
         done = world.receive(request_id, source, 2, offset=2)
         for _ in range(3):

@@ -11,7 +11,8 @@ from backupd.errors import BackupdError, LedgerFailed, NoRoom, StorageFailed, Up
 from backupd.interfaces import IFileSystem
 from backupd.receiver import blocks
 from backupd.receiver.blocks import SYNC_SECONDS
-from backupd.receiver.transfer import Digests, Outcome
+from backupd.receiver.digests import Digests
+from backupd.receiver.transfer import Outcome
 from tests.receiver.world import KIB, World, WorldCase, logged, now, set_attribute, sha256
 from tests.storage.faulty import FaultyFileSystem, failing
 

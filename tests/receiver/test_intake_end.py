@@ -8,8 +8,9 @@ from backupd.errors import (
     ShuttingDown,
     UploadCut,
 )
-from backupd.receiver import transfer
-from backupd.receiver.transfer import Digests, Outcome
+from backupd.receiver import digests
+from backupd.receiver.digests import Digests
+from backupd.receiver.transfer import Outcome
 from backupd.waiting import go_on
 from tests.receiver.world import (
     ManualOff,
@@ -142,7 +143,7 @@ class StopTests(WorldCase):
         off.release_all()
         self.raises(UploadCut, first)
         world.intake._digests = Digests()
-        set_attribute(self, transfer, "REREAD", 1)
+        set_attribute(self, digests, "REREAD", 1)
         second = world.receive(request_id, world.source(), 4, offset=4)
         off.release("reopen")
         stopped = go_on(world.intake.stop(30.0))

@@ -90,11 +90,15 @@ class UploadTests(RecoveryCase):
         assert list(world.queue.busy()) == [request_id]
 
     def test_nothing_durable(self) -> None:
-        """Uploads without a durable byte are dropped, and their room is promised again."""
+        """Bytes that were not durable are dropped and their room is promised again.
+
+        The upload stands at 0: a client that knows its URL may go on with it.
+        """
         request_id = self.cut(0, size=len(DATA))
         assert len(self.world.uploads()) == 1
         world = self.crash()
-        assert (world.uploads(), world.on_disk()) == ([], {})
+        [upload] = world.uploads()
+        assert (upload.offset, upload.allocated, world.on_disk()) == (0, 0, {})
         assert world.state(request_id) == "RECEIVING"
         assert now(world.ledger.totals()).promised == len(DATA)
 

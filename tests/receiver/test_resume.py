@@ -16,9 +16,10 @@ from backupd.errors import (
     UploadCut,
 )
 from backupd.interfaces import Upload
-from backupd.receiver import transfer
+from backupd.receiver import digests
+from backupd.receiver.digests import Digests
 from backupd.receiver.intake import SILENCE
-from backupd.receiver.transfer import Digests, Outcome
+from backupd.receiver.transfer import Outcome
 from backupd.requests import Receiving
 from tests.receiver.world import (
     ManualOff,
@@ -303,7 +304,7 @@ class SuccessorTests(WorldCase):
         off.release_all()
         self.raises(UploadCut, first)
         world.intake._digests = Digests()
-        set_attribute(self, transfer, "REREAD", 1)
+        set_attribute(self, digests, "REREAD", 1)
         source = world.source()
         set_attribute(self, source, "silent_for", lambda: SILENCE)
         second = world.receive(request_id, source, 4, offset=4)

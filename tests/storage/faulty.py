@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from backupd.interfaces import IFileSystem
+from backupd.interfaces import IVolume
 from backupd.requests import Backup
 from backupd.storage.disk import DiskStorage
+from backupd.storage.system import SYSTEM
 from tests.conformance.storage import a_backup, received
 
 __all__ = ["Crash", "FaultyFileSystem", "crashing_at", "failing", "faulty", "kept", "tree"]
@@ -61,7 +62,7 @@ class FaultyFileSystem:
             except Crash:
                 self._crashed = True
                 raise
-            result = getattr(self, f"_{function}", getattr(os, function))(*args)
+            result = getattr(self, f"_{function}", getattr(SYSTEM, function))(*args)
             self._note(function, path, args, result)
             return result
 
@@ -110,7 +111,7 @@ class FaultyFileSystem:
 
 def faulty(root: Path, fs: FaultyFileSystem) -> DiskStorage:
     """The storage under ``root``, as ``fs`` lets it be."""
-    return DiskStorage(str(root), fs=cast(IFileSystem, fs))
+    return DiskStorage(str(root), fs=cast(IVolume, fs))
 
 
 def kept(storage: DiskStorage, backup_id: str = "backup-1") -> Backup:

@@ -1,0 +1,186 @@
+"""Digests: of what an upload has, of what one body brings, and whether they are the right ones."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import NoReturn, Protocol
+
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from backupd.errors import ChecksumMismatch, DigestMismatch, StorageFailed, UploadCut
+from backupd.interfaces import ILedger, IStorage, IUpload, OffThread, Upload
+from backupd.receiver.blocks import Hasher
+from backupd.requests import BackupRequest, Failed, received, rejected
+from backupd.settings import Settings
+
+__all__ = ["Check", "Digests", "Judge", "Known", "digest_of"]
+
+REREAD = 8 * 1024 * 1024
+"""Bytes of a kept prefix that are read again at a time."""
+
+_log = Logger()
+
+
+class Known(Hasher, Protocol):
+    """A digest that can be gone on with from two places, as of `hashlib`."""
+
+    def copy(self) -> Known: ...
+
+
+class Digests:
+    """Running digests of unfinished uploads, so that most resumptions need not read again."""
+
+    def __init__(self, most: int = 1024) -> None:
+        self._most = most
+        self._known: dict[str, tuple[int, Known]] = {}
+
+    def remember(self, upload_id: str, offset: int, hasher: Known) -> None:
+        self._known[upload_id] = (offset, hasher)
+        while len(self._known) > self._most:
+            del self._known[next(iter(self._known))]
+
+    def take(self, upload_id: str, offset: int) -> Known | None:
+        """The digest of the first ``offset`` bytes, if it is known; it is forgotten here."""
+        known = self._known.pop(upload_id, None)
+        return known[1] if known is not None and known[0] == offset else None
+
+
+async def digest_of(
+    upload: Upload,
+    handle: IUpload,
+    remembered: Digests,
+    off: OffThread,
+    aborted: Callable[[], bool] = lambda: False,
+) -> Known:
+    """The digest of what an upload has: remembered, or read again from the disk.
+
+    Raises `StorageFailed` when bytes are gone, `UploadCut` once ``aborted``.
+    """
+    known = remembered.take(upload.upload_id, upload.offset)
+    if known is not None:
+        return known
+    hasher, at = hashlib.sha256(), 0
+
+    def read_on() -> int:
+        data = handle.read(at, min(REREAD, upload.offset - at))
+        hasher.update(data)
+        return len(data)
+
+    while at < upload.offset:
+        if aborted():
+            raise UploadCut("The upload was ended before it went on.")
+        count = await off(read_on)
+        if not count:
+            raise StorageFailed(
+                f"Of the {upload.offset} bytes kept of upload {upload.upload_id}, only {at} "
+                "can be read."
+            )
+        at += count
+    return hasher
+
+
+class Check:
+    """What one body must have: nothing of it counts before the digest has agreed.
+
+    ``expected`` gives the digest once the body has ended, for it may come in a trailer. A
+    mismatch is a `ChecksumMismatch`, or with ``kind`` another error.
+    """
+
+    def __init__(
+        self,
+        algorithm: str,
+        expected: Callable[[], bytes],
+        kind: type[ChecksumMismatch] | type[DigestMismatch] = ChecksumMismatch,
+    ) -> None:
+        self.hasher: Hasher = hashlib.new(algorithm, usedforsecurity=False)
+        self._algorithm = algorithm
+        self._expected = expected
+        self._kind = kind
+
+    def agree(self) -> None:
+        """Raises `ChecksumMismatch` (or its like), `Invalid` when no digest has come."""
+        expected, got = self._expected(), self.hasher.digest()
+        if expected != got:
+            raise self._kind(
+                f"The bytes have {self._algorithm} {base64.b64encode(got).decode()}, announced "
+                f"was {base64.b64encode(expected).decode()}. None of them is kept; send them again."
+            )
+
+
+class Judge:
+    """Says whether a whole upload is what was meant, and commits that it is RECEIVED."""
+
+    def __init__(
+        self,
+        *,
+        ledger: ILedger,
+        storage: IStorage,
+        off: OffThread,
+        clock: IReactorTime,
+        settings: Settings,
+    ) -> None:
+        self._ledger = ledger
+        self._storage = storage
+        self._off = off
+        self._clock = clock
+        self._settings = settings
+
+    async def accept(
+        self,
+        upload: Upload,
+        size: int,
+        hasher: Hasher,
+        digests: Mapping[str, bytes],
+        drop: tuple[str, ...] = (),
+    ) -> BackupRequest:
+        """RECEIVED, if the digest is the one that was announced; forgets the uploads ``drop``.
+
+        Raises `DigestMismatch`, and the bytes are gone then.
+        """
+        now, sha256 = self._clock.seconds(), hasher.hexdigest()
+        request = await self._ledger.request(upload.request_id)
+        wrong = ""
+        if request.ask.sha256 is not None and request.ask.sha256 != sha256:
+            wrong = f"The bytes have SHA-256 {sha256}, announced was {request.ask.sha256}."
+        elif digests.get("sha-256", hasher.digest()) != hasher.digest():
+            said = base64.b64encode(digests["sha-256"]).decode()
+            wrong = f"The bytes have SHA-256 {sha256}; the digest sent with them is {said}."
+        if wrong:
+            await self._reject(upload, wrong, drop)
+        changed = await self._ledger.change(
+            upload.request_id,
+            lambda r: received(
+                r,
+                upload_id=upload.upload_id,
+                size=size,
+                sha256=sha256,
+                expires_at=now + self._settings.upload_expiry,
+            ),
+            put=replace(upload, length=size, offset=size, sha256=sha256, changed_at=now),
+            drop=drop,
+        )
+        _log.info(
+            "request {request_id} received: {size} bytes, sha256 {sha256}",
+            request_id=upload.request_id,
+            size=size,
+            sha256=sha256,
+        )
+        return changed
+
+    async def _reject(self, upload: Upload, wrong: str, with_it: tuple[str, ...]) -> NoReturn:
+        """Drop the bytes; with the last try the request has failed, and all its bytes go."""
+        now = self._clock.seconds()
+        drop = [upload.upload_id, *with_it]
+        others = await self._ledger.uploads(upload.request_id)
+        changed = await self._ledger.change(
+            upload.request_id, lambda r: rejected(r, why=wrong, now=now), drop=drop
+        )
+        if isinstance(changed, Failed):
+            drop = [one.upload_id for one in others]
+        for upload_id in drop:
+            await self._off(self._storage.discard, upload_id)
+        raise DigestMismatch(wrong)
