@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 VIDEO  ?= examples/clip.mp4
+SEEDS  ?= 2000
 export VIDEO
 
 BIN := .venv/bin
@@ -9,13 +10,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 COMPILE = $(BIN)/uv pip compile --quiet --no-config --upgrade --universal --python-version 3.11 \
 	--only-binary :all: --generate-hashes --no-header --no-emit-index-url --no-emit-find-links
 
-.PHONY: help venv test demo run bench pins clean
+.PHONY: help venv test simulate torture demo run bench pins clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make demo     back a real video up from one server to another, and get it back'
 	@echo '              (VIDEO=path takes yours)'
 	@echo 'make test     every check and every test'
+	@echo 'make simulate whole daemons on one clock, SEEDS=n histories of faults; torture: 100000'
 	@echo 'make run      one server in the foreground, on http://localhost:3000'
 	@echo 'make bench    the measurements, in one table'
 	@echo 'make venv     .venv with everything pinned; the others make it when needed'
@@ -44,6 +46,13 @@ test: venv
 	@$(BIN)/mypy
 	@$(BIN)/python -m twisted.trial --reporter=text --temp-directory=build/trial tests
 	@$(BIN)/python -m pytest
+	@$(BIN)/python -m tests.simulation --seeds $(SEEDS)
+
+simulate: venv
+	@$(BIN)/python -m tests.simulation --seeds $(SEEDS)
+
+torture: venv
+	@$(BIN)/python -m tests.simulation --seeds 100000
 
 demo: venv
 	@$(BIN)/python examples/demo.py "$$VIDEO"

@@ -1,0 +1,191 @@
+"""``python -m tests.simulation``: many histories and their figures, or one again with its trace.
+
+A seed is a history, bit for bit::
+
+    python -m tests.simulation --seeds 2000          seeds 0 to 1999, and what they covered
+    python -m tests.simulation 95                    one, with its trace
+    python -m tests.simulation 95 --without 0,2      one, without some of what happens in it
+    python -m tests.simulation 95 --shrink           the shortest that fails as this one does
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import multiprocessing
+import os
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import cast
+
+from twisted.logger import ILogObserver, globalLogBeginner
+
+from tests.simulation.coverage import ENTRY_MOVES, MOVES, STATES
+from tests.simulation.history import Outcome, run
+from tests.simulation.plan import draw
+from tests.simulation.shrink import shrink, without
+
+__all__ = ["Figures", "many", "ready"]
+
+COLLECT_EVERY = 20
+"""Histories after which everything that they left behind is taken apart."""
+
+
+def ready() -> None:
+    """Make this process fit for many histories: no log, and no garbage to look through."""
+    nowhere = cast(ILogObserver, lambda event: None)
+    globalLogBeginner.beginLoggingTo([nowhere], redirectStandardIO=False, discardBuffer=True)
+    # What a dead process leaves suspended complains when it is taken apart; it cannot do more.
+    sys.unraisablehook = lambda what: None
+    gc.collect()
+    gc.freeze()
+
+
+@dataclass
+class Figures:
+    """What a number of histories came to."""
+
+    histories: int = 0
+    seconds: float = 0.0
+    steps: int = 0
+    faults: Counter[str] = field(default_factory=Counter)
+    states: Counter[str] = field(default_factory=Counter)
+    moves: Counter[str] = field(default_factory=Counter)
+    entry_moves: Counter[str] = field(default_factory=Counter)
+    failed: list[tuple[int, str]] = field(default_factory=list)
+
+    def add(self, seed: int, outcome: Outcome) -> None:
+        self.histories += 1
+        self.seconds += outcome.seconds
+        self.steps += outcome.steps
+        self.faults += outcome.faults
+        self.states += outcome.states
+        self.moves += outcome.moves
+        self.entry_moves += outcome.entry_moves
+        if outcome.violation:
+            self.failed.append((seed, outcome.violation))
+
+    def join(self, other: Figures) -> None:
+        self.histories += other.histories
+        self.seconds += other.seconds
+        self.steps += other.steps
+        self.faults += other.faults
+        self.states += other.states
+        self.moves += other.moves
+        self.entry_moves += other.entry_moves
+        self.failed += other.failed
+
+    def lines(self, took: float, cpu: float) -> Iterator[str]:
+        """The figures for people; ``took`` seconds of wall time, ``cpu`` of processors."""
+        hours = self.seconds / 3600
+        yield (
+            f"{self.histories} histories in {took:.1f} s ({self.histories / took:.1f} per second), "
+            f"{hours:.0f} simulated hours, {hours / (cpu / 60):.0f} per minute of one core, "
+            f"{self.steps} steps"
+        )
+        told = (f"{kind} {count}" for kind, count in sorted(self.faults.items()))
+        yield f"faults: {', '.join(told)}"
+        for name, wanted, seen in (
+            ("states", STATES, self.states),
+            ("moves of requests", MOVES, self.moves),
+            ("moves of entries", ENTRY_MOVES, self.entry_moves),
+        ):
+            missing = [one for one in wanted if not seen[one]]
+            more = f"; not seen: {', '.join(missing)}" if missing else ""
+            yield f"{name}: {len(wanted) - len(missing)} of {len(wanted)}{more}"
+
+
+def many(seeds: range, scratch: Path, *, stop_at_first: bool = False) -> Figures:
+    """Histories one after the other, in this process."""
+    figures = Figures()
+    for seed in seeds:
+        figures.add(seed, run(draw(seed), scratch=scratch))
+        gc.collect(2 if seed % COLLECT_EVERY == 0 else 1)
+        if figures.failed and stop_at_first:
+            break
+    return figures
+
+
+def _share(scratch: Path, stop_at_first: bool, seeds: range) -> tuple[Figures, float]:
+    before = time.process_time()
+    folder = scratch / str(os.getpid())
+    folder.mkdir(exist_ok=True)
+    figures = many(seeds, folder, stop_at_first=stop_at_first)
+    return figures, time.process_time() - before
+
+
+def _in_parallel(
+    seeds: range, jobs: int, scratch: Path, stop_at_first: bool
+) -> tuple[Figures, float]:
+    share = partial(_share, scratch, stop_at_first)
+    portions = [seeds[at : at + 25] for at in range(0, len(seeds), 25)]
+    figures, cpu = Figures(), 0.0
+    with multiprocessing.get_context("fork").Pool(jobs) as pool:
+        for found, took in pool.imap(share, portions):
+            figures.join(found)
+            cpu += took
+            if figures.failed and stop_at_first:
+                break
+    return figures, cpu
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108
+    with tempfile.TemporaryDirectory(prefix="backupd-simulation-", dir=memory) as folder:
+        yield Path(folder)
+
+
+def _one(seed: int, left_out: list[int], *, shorter: bool, scratch: Path) -> int:
+    plan = draw(seed)
+    if shorter:
+        left_out = shrink(plan, lambda one: run(one, scratch=scratch).violation)
+    outcome = run(without(plan, left_out), traced=True, scratch=scratch)
+    print("\n".join(outcome.trace))
+    for number, action in enumerate(plan.actions):
+        mark = "-" if number in left_out else " "
+        print(f"{mark}{number:3} {action}")
+    print(f"digest {outcome.digest}")
+    told = f" --without {','.join(map(str, left_out))}" if left_out else ""
+    print(f"again: python -m tests.simulation {seed}{told}")
+    if outcome.violation:
+        print(f"VIOLATION: {outcome.violation}")
+    return 1 if outcome.violation else 0
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation")
+    parser.add_argument("seed", nargs="?", type=int, help="one history, with its trace")
+    parser.add_argument("--without", default="", help="numbers of what is left out of it")
+    parser.add_argument("--shrink", action="store_true", help="leave out as much as can be")
+    parser.add_argument("--seeds", type=int, default=200, help="how many histories")
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
+    parser.add_argument("--stop", action="store_true", help="stop at the first that fails")
+    options = parser.parse_args(arguments)
+    ready()
+    with _scratch() as scratch:
+        if options.seed is not None:
+            left_out = [int(number) for number in options.without.split(",") if number]
+            return _one(options.seed, left_out, shorter=options.shrink, scratch=scratch)
+        began = time.perf_counter()
+        seeds = range(options.first, options.first + options.seeds)
+        figures, cpu = _in_parallel(seeds, options.jobs, scratch, options.stop)
+    print("\n".join(figures.lines(time.perf_counter() - began, cpu)))
+    for seed, violation in sorted(figures.failed)[:20]:
+        print(
+            f"seed {seed}: {violation.strip()}\n  again: python -m tests.simulation {seed} --shrink"
+        )
+    print(f"{len(figures.failed)} failed" if figures.failed else "nothing failed")
+    return 1 if figures.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,540 @@
+"""What the in-memory ledger has written: the records, and the steps on them.
+
+The same rules as `backupd.ledger.request_table` and its neighbours, on plain dictionaries. A
+step either happens whole or raises before it has changed anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from backupd.errors import (
+    LedgerFailed,
+    NoSuchBackup,
+    NoSuchEntry,
+    NoSuchRequest,
+    UploadHeld,
+)
+from backupd.interfaces import Entry, Line, Room, Totals, Upload
+from backupd.requests import (
+    Ask,
+    Backup,
+    BackupRequest,
+    Live,
+    Offered,
+    Pending,
+    Received,
+    Receiving,
+    Stored,
+    Storing,
+    VideoId,
+    asked_again,
+    joined,
+    live,
+    same_video,
+    video_key,
+)
+
+__all__ = ["OVER", "Books", "Row"]
+
+OVER = frozenset({"VERIFIED", "UNVERIFIED", "FAILED", "CANCELLED"})
+KEPT_TURNS = 1000
+_CHANGING = ("length", "offset", "allocated", "sha256", "changed_at", "file_name", "content_type")
+ALIVE = (Pending, Offered, Receiving, Received, Storing)
+
+
+@dataclass(slots=True)
+class Row:
+    """A request, its number, and what its uploads occupy."""
+
+    seq: int
+    request: BackupRequest
+    allocated: int = 0
+
+
+@dataclass(slots=True)
+class _Lane:
+    """A line, as the ledger keeps it."""
+
+    peer: str
+    origin: str
+    last_turn: int
+    failures: int = 0
+    resting_until: float = 0.0
+    ready_at: float | None = None
+    gives_up_at: float | None = None
+
+
+class Books:
+    """Everything that has been committed. ``changed`` gathers what watchers are to be told."""
+
+    def __init__(self, footprint: int) -> None:
+        self.footprint = footprint
+        self.changed: list[BackupRequest] = []
+        self._seq = 0
+        self._turn = 0
+        self.rows: dict[str, Row] = {}
+        self.alive: dict[str, Row] = {}
+        self._capabilities: dict[str, str] = {}
+        self.lanes: dict[tuple[str, str], _Lane] = {}
+        self.uploads: dict[str, tuple[int, Upload]] = {}
+        self._tokens: dict[str, str] = {}
+        self.backups: dict[str, tuple[int, Backup]] = {}
+        self.entries: dict[str, tuple[int, Entry]] = {}
+        self.going: dict[str, None] = {}
+
+    def take(
+        self,
+        requests: list[tuple[int, BackupRequest]],
+        uploads: list[Upload],
+        backups: list[tuple[int, Backup]],
+        entries: list[tuple[int, Entry]],
+    ) -> None:
+        """Have what another ledger has."""
+        self.uploads = {one.upload_id: (number, one) for number, one in enumerate(uploads)}
+        self.backups = {one.backup_id: (number, one) for number, one in backups}
+        self.entries = {one.entry_id: (number, one) for number, one in entries}
+        self.going = {one.entry_id: None for _, one in entries if one.state not in OVER}
+        for seq, request in requests:
+            request_id = request.ask.request_id
+            row = self.rows[request_id] = Row(seq, request)
+            if isinstance(request, ALIVE):
+                row.allocated = sum(one.allocated for one in self.uploads_of(request_id))
+                self.alive[request_id] = row
+
+    def _number(self) -> int:
+        self._seq += 1
+        return self._seq
+
+    # -- sums -------------------------------------------------------------------------------------
+
+    def owed(self, row: Row) -> int:
+        return max(0, row.request.ask.size - row.allocated) + self.footprint
+
+    def totals(self) -> Totals:
+        rows = self.alive.values()
+        return Totals(
+            promised=sum(self.owed(row) for row in rows),
+            pending=sum(isinstance(row.request, Pending) for row in rows),
+            active=sum(isinstance(row.request, Offered | Receiving) for row in rows),
+            live=len(rows),
+        )
+
+    # -- steps on requests ------------------------------------------------------------------------
+
+    def row(self, request_id: str) -> Row:
+        row = self.rows.get(request_id)
+        if row is None:
+            raise NoSuchRequest(f"There is no backup request {request_id}.")
+        return row
+
+    def by_capability(self, capability: str) -> BackupRequest:
+        request_id = self._capabilities.get(capability)
+        if request_id is None:
+            raise NoSuchRequest("This link belongs to no backup request.")
+        return self.rows[request_id].request
+
+    def _same(self, ask: Ask) -> Row | None:
+        """The live request of the same peer for the same video."""
+        for row in self.alive.values():
+            old = row.request.ask
+            if old.peer == ask.peer and same_video(old.video, ask.video):
+                return row
+        return None
+
+    def admit(
+        self,
+        ask: Ask,
+        room: Callable[[int, int], Room],
+        now: float,
+        max_pending: int,
+        expires_at: float | None,
+    ) -> tuple[Live | None, Room]:
+        totals, row = self.totals(), self._same(ask)
+        if row is not None:
+            old = row.request
+            new = asked_again(old, ask=ask, now=now)
+            owed = max(0, old.ask.size - row.allocated)
+            growth = max(0, new.ask.size - row.allocated) - owed
+            found = room(totals.promised, growth)
+            if found.reason is not None and growth > 0:
+                return None, found
+            self._replace(row, new, asked=True)
+            return new, replace(found, reason=None)
+        found = room(totals.promised, ask.size + self.footprint)
+        if found.reason is None and totals.pending >= max_pending:
+            found = replace(found, reason="queue-full")
+        if found.reason is not None:
+            return None, found
+        request = Pending(ask=ask, due_at=now, expires_at=expires_at)
+        self._add(request)
+        return request, found
+
+    def _add(self, request: Pending) -> None:
+        ask, now = request.ask, request.due_at
+        row = self.rows[ask.request_id] = Row(self._number(), request)
+        self.alive[ask.request_id] = row
+        self._capabilities[ask.capability] = ask.request_id
+        lane = self.lanes.get((ask.peer, ask.origin))
+        if lane is None:
+            lane = self._lane(ask.peer, ask.origin)
+            lane.ready_at = now
+        else:
+            rested = max(lane.resting_until, now)
+            lane.ready_at = rested if lane.ready_at is None else min(lane.ready_at, rested)
+            if lane.gives_up_at is not None and lane.gives_up_at <= now:
+                lane.gives_up_at = None
+        self.changed.append(request)
+
+    def join(self, ask: Ask, final: Upload, now: float, expires_at: float) -> Live:
+        """See `ILedger.join`."""
+        owners = []
+        for part in final.parts:
+            found = self.uploads.get(part)
+            if found is None or not found[1].partial:
+                raise NoSuchRequest("One of the parts is gone, or is none.")
+            owner = self.rows[found[1].request_id]
+            owners.append((part, owner, joined(owner.request, into=ask.request_id, now=now)))
+        row = self._same(ask)
+        if row is None:
+            self._add(Pending(ask=ask, due_at=now, expires_at=expires_at))
+            row = self.rows[ask.request_id]
+        else:
+            if self.uploads_of(row.request.ask.request_id):
+                raise UploadHeld("An upload of this video is there already; end it first.", 5.0)
+            self._replace(row, asked_again(row.request, ask=ask, now=now), asked=True)
+        request_id = row.request.ask.request_id
+        for part, owner, over in owners:
+            number, upload = self.uploads[part]
+            self.uploads[part] = number, replace(upload, request_id=request_id)
+            into = replace(over, reason=f"It became a part of request {request_id}.")
+            self._replace(owner, into)
+        self.change(request_id, lambda r: r, replace(final, request_id=request_id), ())
+        return live(row.request, "joined")
+
+    def change(
+        self,
+        request_id: str,
+        step: Callable[[BackupRequest], BackupRequest],
+        put: Upload | Sequence[Upload] | None,
+        drop: Sequence[str],
+    ) -> BackupRequest:
+        row = self.row(request_id)
+        new = step(row.request)
+        uploads = [put] if isinstance(put, Upload) else list(put or ())
+        for one in uploads:
+            _, known = self.uploads.get(one.upload_id, (0, one))
+            if one.offset < known.offset:
+                raise LedgerFailed(
+                    f"Upload {one.upload_id} stands at {known.offset} and cannot go back to "
+                    f"{one.offset}."
+                )
+        for one in uploads:
+            self._put_upload(one)
+        for upload_id in drop:
+            self.uploads.pop(upload_id, None)
+        if new != row.request or uploads or drop:
+            self._replace(row, new)
+        return new
+
+    def _put_upload(self, upload: Upload) -> None:
+        number, known = self.uploads.get(upload.upload_id, (0, None))
+        if upload.token is not None and known is None:
+            self._tokens[upload.token] = upload.upload_id
+        if known is not None:
+            changing = {name: getattr(upload, name) for name in _CHANGING}
+            upload = replace(known, **changing)
+        self.uploads[upload.upload_id] = number or self._number(), replace(upload, token=None)
+
+    def _replace(self, row: Row, new: BackupRequest, *, asked: bool = False) -> None:
+        old, row.request = row.request, new
+        request_id = new.ask.request_id
+        if isinstance(new, ALIVE):
+            row.allocated = sum(one.allocated for one in self.uploads_of(request_id))
+        else:
+            self.alive.pop(request_id, None)
+            row.allocated = 0
+            for one in self.uploads_of(request_id):
+                del self.uploads[one.upload_id]
+        if isinstance(old, Storing) and isinstance(new, Stored):
+            self.put_backup(old.backup)
+        self._move_in_line(old, new, asked)
+        if new != old:
+            self.changed.append(new)
+
+    def _move_in_line(self, old: BackupRequest, new: BackupRequest, asked: bool) -> None:
+        if not isinstance(old, Pending) and not isinstance(new, Pending):
+            return
+        failed = (
+            isinstance(old, Pending) and isinstance(new, Pending) and new.attempts > old.attempts
+        )
+        served = isinstance(old, Pending) and isinstance(new, Offered)
+        peer = old.ask.peer
+        for origin in dict.fromkeys((old.ask.origin, new.ask.origin)):
+            lane = self.lanes.get((peer, origin)) or self._lane(peer, origin)
+            if failed and isinstance(new, Pending) and origin == new.ask.origin:
+                lane.failures, lane.resting_until = lane.failures + 1, new.due_at
+                if lane.gives_up_at is None:
+                    lane.gives_up_at = new.expires_at
+            elif served:
+                lane.failures, lane.resting_until, lane.gives_up_at = 0, 0.0, None
+            elif asked:
+                lane.resting_until, lane.gives_up_at = 0.0, None
+            first = min((one.due_at for one in self._waiting(peer, origin)), default=None)
+            lane.ready_at = None if first is None else max(first, lane.resting_until)
+        if served:
+            self._turn += 1
+            for lane in self.lanes.values():
+                if lane.peer == peer:
+                    lane.last_turn = self._turn
+
+    def _lane(self, peer: str, origin: str) -> _Lane:
+        turns = (lane.last_turn for lane in self.lanes.values() if lane.peer == peer)
+        lane = self.lanes[peer, origin] = _Lane(peer, origin, max(turns, default=0))
+        return lane
+
+    def _waiting(self, peer: str, origin: str) -> list[Pending]:
+        """Those that wait in a line, first come first."""
+        return [
+            row.request
+            for row in self.alive.values()
+            if isinstance(row.request, Pending)
+            and (row.request.ask.peer, row.request.ask.origin) == (peer, origin)
+        ]
+
+    def purge(self, before: float, limit: int) -> int:
+        for key, lane in list(self.lanes.items()):
+            idle = lane.last_turn <= self._turn - KEPT_TURNS
+            if lane.ready_at is None and lane.resting_until < before and idle:
+                del self.lanes[key]
+        old = [
+            request_id
+            for request_id, row in self.rows.items()
+            if not isinstance(row.request, ALIVE) and row.request.ended_at < before
+        ][:limit]
+        for request_id in old:
+            row = self.rows.pop(request_id)
+            self._capabilities.pop(row.request.ask.capability, None)
+        return len(old) + self._purge_entries(before, limit)
+
+    # -- questions about requests -----------------------------------------------------------------
+
+    def page(
+        self, live: bool | None, peer: str | None, after: int, limit: int
+    ) -> list[tuple[int, BackupRequest]]:
+        found = [
+            (row.seq, row.request)
+            for row in self.rows.values()
+            if row.seq > after
+            and live in (None, isinstance(row.request, ALIVE))
+            and peer in (None, row.request.ask.peer)
+        ]
+        return found[:limit]
+
+    def all_live(self) -> list[Live]:
+        return [row.request for row in self.alive.values() if isinstance(row.request, ALIVE)]
+
+    def live_for(self, video: VideoId, peer: str | None, limit: int) -> list[Live]:
+        found = [
+            one
+            for one in self.all_live()
+            if same_video(one.ask.video, video) and peer in (None, one.ask.peer)
+        ]
+        return found[:limit]
+
+    def last_ended(self, video: VideoId) -> BackupRequest:
+        ended = [
+            row.request
+            for row in self.rows.values()
+            if not isinstance(row.request, ALIVE) and same_video(row.request.ask.video, video)
+        ]
+        if not ended:
+            raise NoSuchRequest(f"No backup request for video {video} is alive.")
+        return max(ended, key=lambda one: getattr(one, "ended_at", 0.0))
+
+    def position(self, request: Pending) -> int:
+        mine = self.rows.get(request.ask.request_id)
+        before = 0
+        for one in self._waiting(request.ask.peer, request.ask.origin):
+            seq = self.rows[one.ask.request_id].seq
+            earlier = one.due_at < request.due_at
+            same = one.due_at == request.due_at and seq < (mine.seq if mine else 0)
+            before += earlier or same
+        return before + 1
+
+    def lines(self, now: float, limit: int, heads: int) -> list[Line]:
+        due = [
+            one for one in self.lanes.values() if one.ready_at is not None and one.ready_at <= now
+        ]
+        if not due:
+            return []
+        answering = [one for one in due if not one.failures]
+        failing = [one for one in due if one.failures]
+        answering.sort(key=lambda one: (one.last_turn, one.ready_at or 0.0))
+        failing.sort(key=lambda one: one.ready_at or 0.0)
+        found = []
+        for lane in (*answering[:limit], *failing[:limit]):
+            waiting = [one for one in self._waiting(lane.peer, lane.origin) if one.due_at <= now]
+            waiting.sort(key=lambda one: one.due_at)
+            if waiting:
+                line = Line(
+                    peer=lane.peer,
+                    origin=lane.origin,
+                    failures=lane.failures,
+                    ready_at=lane.ready_at or 0.0,
+                    last_turn=lane.last_turn,
+                    heads=tuple(waiting[:heads]),
+                )
+                found.append(line)
+        return found
+
+    def overdue(self, now: float, limit: int) -> list[Live]:
+        if not self.alive:
+            return []
+        live = self.all_live()
+        leases = [
+            one for one in live if isinstance(one, Offered | Receiving) and one.lease_until <= now
+        ]
+        leases.sort(key=lambda one: one.lease_until)
+        times = [one for one in live if one.expires_at is not None and one.expires_at <= now]
+        times.sort(key=lambda one: one.expires_at or 0.0)
+        storing = [one for one in live if isinstance(one, Storing)]
+        found: dict[str, Live] = {}
+        for group in (leases, times, storing):
+            for one in group[:limit]:
+                found.setdefault(one.ask.request_id, one)
+        return list(found.values())
+
+    def given_up(self, now: float, limit: int) -> list[Pending]:
+        found: list[Pending] = []
+        for lane in self.lanes.values():
+            if lane.gives_up_at is None or lane.gives_up_at > now:
+                continue
+            waiting = sorted(self._waiting(lane.peer, lane.origin), key=lambda one: one.due_at)
+            for one in waiting[:limit]:
+                until = lane.gives_up_at if one.expires_at is None else one.expires_at
+                found.append(replace(one, expires_at=until))
+        return found
+
+    def uploads_of(self, request_id: str | None) -> list[Upload]:
+        return [one for _, one in self.uploads.values() if request_id in (None, one.request_id)]
+
+    def upload_by_token(self, token: str) -> Upload:
+        upload_id = self._tokens.get(token, "")
+        if upload_id not in self.uploads:
+            raise NoSuchRequest("This link belongs to no upload.")
+        return self.uploads[upload_id][1]
+
+    def unkept(self, limit: int) -> list[Live]:
+        if not self.alive:
+            return []
+        found: list[Live] = []
+        for one in self.all_live():
+            if isinstance(one, Received) and one.ask.direct:
+                found.append(one)
+        return found[:limit]
+
+    # -- what is kept -----------------------------------------------------------------------------
+
+    def backup(self, backup_id: str) -> Backup:
+        if backup_id not in self.backups:
+            raise NoSuchBackup(f"There is no backup {backup_id}.")
+        return self.backups[backup_id][1]
+
+    def backup_page(
+        self, peer: str | None, video: VideoId | None, after: int, limit: int
+    ) -> list[tuple[int, Backup]]:
+        found = [
+            (number, one)
+            for number, one in self.backups.values()
+            if number > after
+            and peer in (None, one.peer)
+            and (video is None or same_video(video, one.video))
+        ]
+        return found[:limit]
+
+    def list_backup(self, backup: Backup) -> bool:
+        return backup.backup_id not in self.backups and self.put_backup(backup)
+
+    def put_backup(self, backup: Backup) -> bool:
+        number, known = self.backups.get(backup.backup_id, (0, None))
+        self.backups[backup.backup_id] = number or self._number(), backup
+        return known is None
+
+    def drop_backup(self, backup_id: str) -> Backup:
+        backup = self.backup(backup_id)
+        del self.backups[backup_id]
+        return backup
+
+    # -- the outbox -------------------------------------------------------------------------------
+
+    def enqueue(self, new: Entry) -> Entry:
+        for entry_id in self.going:
+            one = self.entries[entry_id][1]
+            if (video_key(one.video), one.path, one.to) == (video_key(new.video), new.path, new.to):
+                return one
+        self._put_entry(new)
+        return new
+
+    def _put_entry(self, entry: Entry) -> None:
+        number = self.entries[entry.entry_id][0] if entry.entry_id in self.entries else 0
+        self.entries[entry.entry_id] = number or self._number(), entry
+        if entry.state in OVER:
+            self.going.pop(entry.entry_id, None)
+        else:
+            self.going[entry.entry_id] = None
+
+    def entry(self, entry_id: str) -> Entry:
+        if entry_id not in self.entries:
+            raise NoSuchEntry(f"There is no outbox entry {entry_id}.")
+        return self.entries[entry_id][1]
+
+    def entry_by_capability(self, capability: str) -> Entry:
+        for _, entry in self.entries.values():
+            if entry.capability == capability:
+                return entry
+        raise NoSuchEntry("This link belongs to no video that is being sent.")
+
+    def entries_for(self, video: VideoId, limit: int) -> list[Entry]:
+        going = [self.entries[entry_id][1] for entry_id in self.going]
+        return [one for one in going if same_video(one.video, video)][:limit]
+
+    def change_entry(self, entry_id: str, step: Callable[[Entry], Entry]) -> Entry:
+        old = self.entry(entry_id)
+        new = step(old)
+        if new != old:
+            self._put_entry(new)
+        return new
+
+    def entry_page(self, over: bool | None, after: int, limit: int) -> list[tuple[int, Entry]]:
+        found = [
+            (number, one)
+            for number, one in self.entries.values()
+            if number > after and over in (None, one.state in OVER)
+        ]
+        return found[:limit]
+
+    def entries_due(self, now: float, limit: int, without: Sequence[str]) -> list[Entry]:
+        if not self.going:
+            return []
+        due = [self.entries[one][1] for one in self.going if one not in without]
+        due = [one for one in due if one.due_at <= now]
+        due.sort(key=lambda one: one.due_at)
+        return due[:limit]
+
+    def _purge_entries(self, before: float, limit: int) -> int:
+        newest: dict[str, int] = {}
+        for number, one in self.entries.values():
+            newest[one.path] = max(number, newest.get(one.path, 0))
+        old = [
+            one
+            for number, one in self.entries.values()
+            if one.state in OVER
+            and one.changed_at < before
+            and not (one.state in ("VERIFIED", "UNVERIFIED") and newest[one.path] == number)
+        ]
+        old.sort(key=lambda one: one.changed_at)
+        for one in old[:limit]:
+            del self.entries[one.entry_id]
+        return len(old[:limit])

@@ -1,0 +1,33 @@
+"""Which states and moves a set of histories has been through, and which there are."""
+
+from __future__ import annotations
+
+__all__ = ["ENTRY_MOVES", "MOVES", "STATES"]
+
+STATES = (
+    *("PENDING", "OFFERED", "RECEIVING", "RECEIVED", "STORING"),
+    *("STORED", "EXPIRED", "CANCELLED", "FAILED"),
+)
+
+MOVES = (
+    "nothing -> PENDING",
+    *(f"PENDING -> {state}" for state in ("OFFERED", "RECEIVING", "EXPIRED", "CANCELLED")),
+    *(f"OFFERED -> {state}" for state in ("PENDING", "RECEIVING", "CANCELLED")),
+    *(f"RECEIVING -> {state}" for state in ("PENDING", "RECEIVED", "CANCELLED")),
+    *(f"RECEIVED -> {state}" for state in ("STORING", "EXPIRED", "CANCELLED")),
+    *("STORING -> STORED",),
+)
+"""Moves of a request that this simulation has to see."""
+
+ENTRY_MOVES = (
+    "nothing -> ASKING",
+    "ASKING -> WAITING",
+    "WAITING -> READY",
+    "READY -> SENT",
+    "SENT -> VERIFIED",
+    "WAITING -> ASKING",
+    "READY -> ASKING",
+    "SENT -> READY",
+    *(f"{state} -> CANCELLED" for state in ("ASKING", "WAITING", "READY")),
+)
+"""Moves of an entry of the outbox that this simulation has to see."""

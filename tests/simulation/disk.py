@@ -1,0 +1,553 @@
+"""A disk that forgets what was not synced, is full, fails, and is torn by a power cut.
+
+What the kernel has in memory and what the disk has are two things here. `power_cut` throws the
+first away, but for what happened to be written back: any part of the writes of a file that were
+not synced, any beginning of the changes of a folder that were not. A rename happens whole or not
+at all, as on a journalling file system. A failed sync is told once: what it was to write is lost,
+and the next sync says nothing of it (fsync(2) on Linux).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import stat as modes
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from tests.simulation.timeline import Crash
+
+if TYPE_CHECKING:
+    from tests.simulation.process import Process
+
+__all__ = ["BLOCK", "Disk", "Fault", "Folder", "Inode", "View"]
+
+BLOCK = 4096
+SECTOR = 512
+
+
+@dataclass(eq=False)
+class Inode:
+    """A file. ``data`` is what is read; ``durable`` what a power cut leaves for certain."""
+
+    modified_ns: int
+    data: bytearray = field(default_factory=bytearray)
+    durable: bytearray = field(default_factory=bytearray)
+    unsynced: list[tuple[int, bytes | None]] = field(default_factory=list)
+    """Writes ``(offset, bytes)``, and cuts ``(length, None)``, in their order."""
+    allocated: int = 0
+    holes: int = 0
+    """Blocks at its start that were given back."""
+
+    links: int = 0
+    opened: int = 0
+
+    @property
+    def blocks(self) -> int:
+        return max(-(-len(self.data) // BLOCK), -(-self.allocated // BLOCK)) - self.holes
+
+
+@dataclass(eq=False)
+class Folder:
+    """A folder, as it is and as it is on the disk."""
+
+    entries: dict[str, Inode | Folder] = field(default_factory=dict)
+    durable: dict[str, Inode | Folder] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Change:
+    """What was done to folders: names that appear, names that go; both or neither."""
+
+    appear: tuple[Folder, str, Inode | Folder] | None
+    vanish: tuple[Folder, str] | None
+
+    def folders(self) -> list[Folder]:
+        return [one[0] for one in (self.appear, self.vanish) if one is not None]
+
+    def apply(self, which: Callable[[Folder], dict[str, Inode | Folder]]) -> None:
+        if self.vanish is not None:
+            which(self.vanish[0]).pop(self.vanish[1], None)
+        if self.appear is not None:
+            which(self.appear[0])[self.appear[1]] = self.appear[2]
+
+
+@dataclass(slots=True)
+class Fault:
+    """The next ``count`` calls of ``function`` fail with ``number``, once ``skip`` have passed."""
+
+    function: str
+    number: int
+    skip: int
+    count: int
+
+
+class Disk:
+    """The disk of a machine; it outlives every process. ``note`` is told of injected faults."""
+
+    def __init__(self, capacity: int, rng: random.Random, note: Callable[[str], None]) -> None:
+        self.capacity = capacity
+        self.rng = rng
+        self.root = Folder()
+        self.foreign = 0
+        """Bytes that other programs have taken."""
+        self.faults: list[Fault] = []
+        self.crash_at: int | None = None
+        """After so many more changing calls the process dies."""
+        self.calls = 0
+        self.injected = 0
+        self.full = 0
+        """How often there was truly no room, and nobody else had taken it."""
+        self.short_writes = False
+        self._note = note
+        self._journal: list[_Change] = []
+        self._inodes: dict[Inode, None] = {}
+        self._folders = 0
+
+    # -- room -------------------------------------------------------------------------------------
+
+    def used(self) -> int:
+        """Bytes that our own files and folders occupy."""
+        blocks = self._folders
+        for inode in [one for one in self._inodes if not (one.links or one.opened)]:
+            del self._inodes[inode]
+        for inode in self._inodes:
+            blocks += inode.blocks
+        return blocks * BLOCK
+
+    def free(self) -> int:
+        return max(0, self.capacity - self.foreign - self.used())
+
+    def need(self, blocks: int) -> None:
+        """Raises ENOSPC unless so many more blocks can be had."""
+        if blocks > 0 and blocks * BLOCK > self.free():
+            if not self.foreign:
+                self.full += 1
+            self._note(f"no room for {blocks} blocks, {self.free()} bytes free")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    # -- names ------------------------------------------------------------------------------------
+
+    def find(self, path: str) -> tuple[Folder, str, Inode | Folder | None]:
+        """The folder that ``path`` is in, its name there, and what has it. Raises `OSError`."""
+        parts = [part for part in path.split("/") if part]
+        folder = self.root
+        if not parts:
+            return folder, "", folder
+        for part in parts[:-1]:
+            inner = folder.entries.get(part)
+            if inner is None:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+            if isinstance(inner, Inode):
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
+            folder = inner
+        return folder, parts[-1], folder.entries.get(parts[-1])
+
+    def change(self, change: _Change) -> None:
+        if change.vanish is not None:
+            gone = change.vanish[0].entries.get(change.vanish[1])
+            if isinstance(gone, Inode):
+                gone.links -= 1
+        if change.appear is not None:
+            over = change.appear[0].entries.get(change.appear[1])
+            if isinstance(over, Inode):
+                over.links -= 1
+            if isinstance(change.appear[2], Inode):
+                change.appear[2].links += 1
+                self._inodes[change.appear[2]] = None
+        change.apply(lambda folder: folder.entries)
+        self._journal.append(change)
+
+    def count_folder(self, sign: int) -> None:
+        self._folders += sign
+
+    def sync_folder(self, folder: Folder) -> None:
+        """What was done to it is on the disk, and what that stands on."""
+        concerned = {id(folder)}
+        last = -1
+        # From the newest back: what a change stands on was done before it.
+        chosen: list[bool] = [False] * len(self._journal)
+        for place in range(len(self._journal) - 1, last, -1):
+            change = self._journal[place]
+            touched = [id(one) for one in change.folders()]
+            if any(one in concerned for one in touched):
+                chosen[place] = True
+                concerned.update(touched)
+        for place, change in enumerate(self._journal):
+            if chosen[place]:
+                change.apply(lambda one: one.durable)
+        self._journal = [c for place, c in enumerate(self._journal) if not chosen[place]]
+
+    # -- the end of a process ---------------------------------------------------------------------
+
+    def process_died(self) -> None:
+        """Nobody has anything open any more."""
+        for inode in self._inodes:
+            inode.opened = 0
+
+    def power_cut(self) -> None:
+        """Forget what was not synced, but for what chance had written back."""
+        self.process_died()
+        rng = self.rng
+        keep = rng.choice((0.0, 0.5, 1.0))
+        lost: set[int] = set()
+        for change in self._journal:
+            touched = [id(folder) for folder in change.folders()]
+            if rng.random() < keep and not any(one in lost for one in touched):
+                change.apply(lambda folder: folder.durable)
+            else:
+                lost.update(touched)
+        self._journal.clear()
+        kept = rng.choice((0.0, 0.5, 1.0))
+        inodes: dict[Inode, None] = {}
+        self._folders = self._restore(self.root, inodes)
+        for inode in inodes:
+            self._tear(inode, kept)
+        self._inodes = inodes
+
+    def _restore(self, folder: Folder, inodes: dict[Inode, None]) -> int:
+        """Make what is on the disk what is there; how many folders that are."""
+        count = 0
+        folder.entries = dict(folder.durable)
+        for inner in folder.entries.values():
+            if isinstance(inner, Folder):
+                count += 1 + self._restore(inner, inodes)
+            else:
+                inner.links = inner.links + 1 if inner in inodes else 1
+                inodes[inner] = None
+        return count
+
+    def _tear(self, inode: Inode, kept: float) -> None:
+        data, rng = inode.durable, self.rng
+        for offset, written in inode.unsynced:
+            chance = rng.random()
+            if chance >= kept:
+                continue
+            if written is None:
+                del data[offset:]
+                data.extend(bytes(max(0, offset - len(data))))
+                continue
+            for start in range(0, len(written), SECTOR):
+                # The last write may be torn: some of its sectors are there.
+                if chance < kept / 2 or rng.random() < 0.5:
+                    _put(data, offset + start, written[start : start + SECTOR])
+        inode.unsynced.clear()
+        inode.data = bytearray(data)
+        inode.durable = data
+
+    # -- for whoever looks from outside -----------------------------------------------------------
+
+    def content(self, path: str) -> bytes | None:
+        """What a file has, None when there is none."""
+        try:
+            found = self.find(path)[2]
+        except OSError:
+            return None
+        return bytes(found.data) if isinstance(found, Inode) else None
+
+    def names(self, path: str) -> list[str]:
+        """What is in a folder."""
+        try:
+            found = self.find(path)[2]
+        except OSError:
+            return []
+        return list(found.entries) if isinstance(found, Folder) else []
+
+    def put(self, path: str, content: bytes, modified_ns: int) -> None:
+        """A whole file, on the disk, with the folders around it."""
+        folder = self.root
+        *around, name = [part for part in path.split("/") if part]
+        for part in around:
+            inner = folder.entries.get(part)
+            if not isinstance(inner, Folder):
+                inner = Folder()
+                folder.entries[part] = folder.durable[part] = inner
+                self._folders += 1
+            folder = inner
+        inode = Inode(modified_ns, bytearray(content), bytearray(content), links=1)
+        folder.entries[name] = folder.durable[name] = inode
+        self._inodes[inode] = None
+
+
+def _put(data: bytearray, offset: int, piece: bytes | memoryview) -> None:
+    if len(data) < offset:
+        data.extend(bytes(offset - len(data)))
+    data[offset : offset + len(piece)] = piece
+
+
+@dataclass(frozen=True, slots=True)
+class _Status:
+    st_mode: int
+    st_size: int
+    st_blocks: int
+    st_mtime_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Volume:
+    f_bavail: int
+    f_blocks: int
+    f_frsize: int = BLOCK
+
+
+class _Entry:
+    """As much of `os.DirEntry` as is used."""
+
+    def __init__(self, name: str, path: str, found: Inode | Folder, status: _Status) -> None:
+        self.name = name
+        self.path = path
+        self._found = found
+        self._status = status
+
+    def is_dir(self, *, follow_symlinks: bool = True) -> bool:
+        return isinstance(self._found, Folder)
+
+    def is_file(self, *, follow_symlinks: bool = True) -> bool:
+        return isinstance(self._found, Inode)
+
+    def stat(self, *, follow_symlinks: bool = True) -> _Status:
+        return self._status
+
+
+class _Listing:
+    """What `os.scandir` gives."""
+
+    def __init__(self, entries: list[_Entry]) -> None:
+        self._entries = entries
+
+    def __enter__(self) -> Iterator[_Entry]:
+        return iter(self._entries)
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing is held."""
+
+
+class View:
+    """The disk as one process sees it (`interfaces.IVolume`)."""
+
+    def __init__(self, disk: Disk, process: Process) -> None:
+        self._disk = disk
+        self._process = process
+        self._fds: dict[int, Inode | Folder] = {}
+        self._next = 3
+
+    def _begin(self, function: str, *, changes: bool = False) -> None:
+        """Something is called: the process may die here, or the call fail."""
+        disk = self._disk
+        if not self._process.alive:
+            raise Crash
+        disk.calls += 1
+        if changes and disk.crash_at is not None:
+            disk.crash_at -= 1
+            if disk.crash_at < 0:
+                disk.crash_at = None
+                raise Crash
+        for fault in disk.faults:
+            if fault.function != function:
+                continue
+            if fault.skip:
+                fault.skip -= 1
+                continue
+            fault.count -= 1
+            if fault.count <= 0:
+                disk.faults.remove(fault)
+            disk.injected += 1
+            self._process.machine.note(f"{function} fails: {errno.errorcode[fault.number]}")
+            raise OSError(fault.number, os.strerror(fault.number))
+
+    def _file(self, fd: int) -> Inode:
+        found = self._fds.get(fd)
+        if not isinstance(found, Inode):
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        return found
+
+    def _status(self, found: Inode | Folder) -> _Status:
+        if isinstance(found, Folder):
+            return _Status(modes.S_IFDIR | 0o750, BLOCK, BLOCK // SECTOR, 0)
+        return _Status(
+            modes.S_IFREG | 0o640,
+            len(found.data),
+            found.blocks * BLOCK // SECTOR,
+            found.modified_ns,
+        )
+
+    # -- files ------------------------------------------------------------------------------------
+
+    def open(self, path: str, flags: int, mode: int = 0o777) -> int:
+        self._begin("open", changes=bool(flags & os.O_CREAT))
+        folder, name, found = self._disk.find(path)
+        if found is None:
+            if not flags & os.O_CREAT:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+            found = Inode(int(self._process.timeline.now * 1e9))
+            self._disk.change(_Change((folder, name, found), None))
+        elif flags & os.O_EXCL and flags & os.O_CREAT:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
+        if flags & os.O_DIRECTORY and isinstance(found, Inode):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
+        if isinstance(found, Inode):
+            found.opened += 1
+        self._next += 1
+        self._fds[self._next] = found
+        return self._next
+
+    def close(self, fd: int) -> None:
+        if not self._process.alive:
+            raise Crash
+        found = self._fds.pop(fd, None)
+        if found is None:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        if isinstance(found, Inode):
+            found.opened -= 1
+
+    def pwritev(self, fd: int, buffers: Sequence[bytes | memoryview], offset: int, /) -> int:
+        self._begin("pwritev", changes=True)
+        file, piece = self._file(fd), b"".join(buffers)
+        if self._disk.short_writes and len(piece) > 1 and self._disk.rng.random() < 0.3:
+            piece = piece[: self._disk.rng.randint(1, len(piece) - 1)]
+        end = offset + len(piece)
+        self._disk.need(-(-end // BLOCK) - file.blocks)
+        _put(file.data, offset, piece)
+        file.unsynced.append((offset, piece))
+        return len(piece)
+
+    def pread(self, fd: int, length: int, offset: int, /) -> bytes:
+        self._begin("pread")
+        return bytes(self._file(fd).data[offset : offset + length])
+
+    def ftruncate(self, fd: int, length: int, /) -> None:
+        self._begin("ftruncate", changes=True)
+        file = self._file(fd)
+        del file.data[length:]
+        file.data.extend(bytes(max(0, length - len(file.data))))
+        file.allocated = min(file.allocated, length)
+        file.unsynced.append((length, None))
+
+    def posix_fallocate(self, fd: int, offset: int, length: int, /) -> None:
+        self._begin("posix_fallocate", changes=True)
+        file = self._file(fd)
+        self._disk.need(-(-(offset + length) // BLOCK) - file.blocks)
+        file.allocated = max(file.allocated, offset + length)
+        if len(file.data) < offset + length:
+            file.unsynced.append((offset + length, None))
+            file.data.extend(bytes(offset + length - len(file.data)))
+
+    def punch_hole(self, fd: int, offset: int, length: int, /) -> None:
+        self._begin("punch_hole", changes=True)
+        file = self._file(fd)
+        end = min(offset + length, len(file.data))
+        if end > offset:
+            zeros = bytes(end - offset)
+            _put(file.data, offset, zeros)
+            file.unsynced.append((offset, zeros))
+            file.holes = max(file.holes, (offset + length) // BLOCK - -(-offset // BLOCK))
+
+    def fsync(self, fd: int) -> None:
+        self._sync("fsync", fd)
+
+    def fdatasync(self, fd: int) -> None:
+        self._sync("fdatasync", fd)
+
+    def _sync(self, function: str, fd: int) -> None:
+        found = self._fds.get(fd)
+        try:
+            self._begin(function, changes=True)
+        except OSError:
+            if isinstance(found, Inode):
+                # The kernel tells once; these pages count as written from now on.
+                found.unsynced.clear()
+            raise
+        if found is None:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        if isinstance(found, Folder):
+            self._disk.sync_folder(found)
+            return
+        for offset, written in found.unsynced:
+            if written is None:
+                del found.durable[offset:]
+                found.durable.extend(bytes(max(0, offset - len(found.durable))))
+            else:
+                _put(found.durable, offset, written)
+        found.unsynced.clear()
+
+    # -- what is there ----------------------------------------------------------------------------
+
+    def fstat(self, fd: int) -> Any:
+        self._begin("fstat")
+        found = self._fds.get(fd)
+        if found is None:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        return self._status(found)
+
+    def stat(self, path: str) -> Any:
+        return self.lstat(path)
+
+    def lstat(self, path: str) -> Any:
+        self._begin("lstat")
+        found = self._disk.find(path)[2]
+        if found is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        return self._status(found)
+
+    def access(self, path: str, mode: int) -> bool:
+        return self._disk.find(path)[2] is not None
+
+    def statvfs(self, path: str) -> Any:
+        self._begin("statvfs")
+        return _Volume(self._disk.free() // BLOCK, self._disk.capacity // BLOCK)
+
+    def scandir(self, path: str) -> Any:
+        self._begin("scandir")
+        found = self._disk.find(path)[2]
+        if found is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        if isinstance(found, Inode):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
+        return _Listing(
+            [
+                _Entry(name, f"{path}/{name}", inner, self._status(inner))
+                for name, inner in found.entries.items()
+            ]
+        )
+
+    # -- names ------------------------------------------------------------------------------------
+
+    def mkdir(self, path: str, mode: int = 0o777) -> None:
+        self._begin("mkdir", changes=True)
+        folder, name, found = self._disk.find(path)
+        if found is not None:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
+        self._disk.need(1)
+        self._disk.change(_Change((folder, name, Folder()), None))
+        self._disk.count_folder(1)
+
+    def rmdir(self, path: str) -> None:
+        self._begin("rmdir", changes=True)
+        folder, name, found = self._disk.find(path)
+        if found is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        if isinstance(found, Inode):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
+        if found.entries:
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), path)
+        self._disk.change(_Change(None, (folder, name)))
+        self._disk.count_folder(-1)
+
+    def rename(self, src: str, dst: str) -> None:
+        self._begin("rename", changes=True)
+        folder, name, found = self._disk.find(src)
+        if found is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), src)
+        target, new, _ = self._disk.find(dst)
+        self._disk.change(_Change((target, new, found), (folder, name)))
+
+    def unlink(self, path: str) -> None:
+        self._begin("unlink", changes=True)
+        folder, name, found = self._disk.find(path)
+        if found is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        if isinstance(found, Folder):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+        self._disk.change(_Change(None, (folder, name)))

@@ -1,0 +1,205 @@
+"""What happens in a history: drawn from its seed, and told in a list from which items can be left
+out one by one, so that a long history that fails becomes a short one that fails.
+"""
+
+from __future__ import annotations
+
+import errno
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["KINDS", "Action", "Plan", "Video", "draw"]
+
+CALM = 3
+"""Of so many histories one has no faults at all."""
+
+FUNCTIONS = {
+    "open": (errno.EIO, errno.ENOSPC, errno.EMFILE),
+    "pwritev": (errno.EIO, errno.ENOSPC),
+    "fdatasync": (errno.EIO, errno.ENOSPC),
+    "fsync": (errno.EIO, errno.ENOSPC),
+    "posix_fallocate": (errno.EIO, errno.ENOSPC, errno.EOPNOTSUPP),
+    "ftruncate": (errno.EIO,),
+    "rename": (errno.EIO, errno.ENOSPC),
+    "mkdir": (errno.EIO, errno.ENOSPC),
+    "unlink": (errno.EIO,),
+    "pread": (errno.EIO,),
+    "lstat": (errno.EIO,),
+    "statvfs": (errno.EIO,),
+    "scandir": (errno.EIO,),
+    "fstat": (errno.EIO,),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Video:
+    """A video of a machine; its bytes follow from its name and number."""
+
+    machine: str
+    name: str
+    size: int
+
+    @property
+    def path(self) -> str:
+        return f"/videos/{self.name}.mp4"
+
+    def content(self, version: int = 0) -> bytes:
+        """The bytes, of which no two stretches are alike."""
+        source = random.Random(f"{self.machine}/{self.name}/{version}")
+        return source.randbytes(self.size)
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """Something that happens at ``at`` seconds; ``what`` says how exactly."""
+
+    at: float
+    kind: str
+    what: dict[str, Any]
+
+    def __str__(self) -> str:
+        words = " ".join(f"{key}={value}" for key, value in self.what.items())
+        return f"{self.at:10.3f} {self.kind} {words}"
+
+
+@dataclass(slots=True)
+class Plan:
+    """A whole history before it has happened."""
+
+    seed: int
+    machines: dict[str, dict[str, Any]] = field(default_factory=dict)
+    capacity: dict[str, int] = field(default_factory=dict)
+    sqlite: bool = False
+    lazy_reads: bool = False
+    knobs: dict[str, int] = field(default_factory=dict)
+    weather: dict[str, Any] = field(default_factory=dict)
+    videos: list[Video] = field(default_factory=list)
+    actions: list[Action] = field(default_factory=list)
+    calm_at: float = 60.0
+    """When the last fault has ceased."""
+
+    patience: float = 0.0
+    """Seconds after that within which everything has to come to its end."""
+
+
+def draw(seed: int, *, sqlite_share: float = 0.04) -> Plan:
+    """The plan of a seed."""
+    rng = random.Random(f"plan {seed}")
+    plan = Plan(seed)
+    plan.sqlite = rng.random() < sqlite_share
+    plan.lazy_reads = rng.random() < 0.2
+    names = ["A", "B", "C"][: rng.choice((2, 2, 2, 3))]
+    floor = rng.choice((0, 65536))
+    loop = rng.choice((5.0, 5.0, 5.0, 30.0))
+    lease = rng.choice((20.0, 60.0, 600.0))
+    for name in names:
+        plan.machines[name] = {
+            "reserved_space": floor,
+            "loop_interval": loop,
+            "max_concurrent_transfers": rng.choice((1, 2, 4)),
+            "max_per_peer": rng.choice((1, 2)),
+            "offer_lease": lease,
+            "offer_deadline": rng.choice((600.0, 3600.0, 86400.0)),
+            "upload_expiry": rng.choice((900.0, 3600.0, 86400.0)),
+            "max_sends": rng.choice((1, 2, 4)),
+            "shutdown_grace": rng.choice((1.0, 30.0)),
+        }
+    plan.knobs = {
+        "BLOCK": rng.choice((1024, 8192, 2 * 1024 * 1024)),
+        "SYNC_BYTES": rng.choice((4096, 32768, 64 * 1024 * 1024)),
+        "FILE_BLOCK": rng.choice((4096, 65536, 1024 * 1024)),
+        "SLICE": rng.choice((2048, 16384, 131072)),
+    }
+    plan.weather = {
+        "pieces": rng.choice((1, 2, 6)),
+        "bandwidth": rng.choice((1e7, 1e7, 2e5, 1e4)),
+        "delay": rng.choice(((0.0005, 0.002), (0.0005, 0.05), (0.05, 0.6))),
+    }
+    _videos(plan, names, rng)
+    if rng.randrange(CALM):
+        for _ in range(rng.choice((1, 1, 2, 3, 5, 8))):
+            plan.actions.append(_fault(plan, names, rng))
+    plan.actions.sort(key=lambda action: action.at)
+    ends = [action.at + action.what.get("lasts", 0.0) for action in plan.actions]
+    plan.calm_at = max([60.0, *ends]) + 5.0
+    plan.patience = 3 * 3600.0
+    return plan
+
+
+def _videos(plan: Plan, names: list[str], rng: random.Random) -> None:
+    sizes = (1, 511, 4096, 4097, 20_000, 65_536, 150_000)
+    total = dict.fromkeys(names, 0)
+    for number in range(rng.choice((1, 1, 2, 3, 5))):
+        owner = rng.choice(names[1:])
+        size = rng.choice(sizes)
+        plan.videos.append(Video(owner, str(number), size))
+        to = rng.choice([name for name in names if name != owner])
+        total[to] += size + 49_152
+        total[owner] += size + 8192
+        at = rng.choice((1.0, rng.uniform(0.0, 30.0)))
+        plan.actions.append(Action(at, "send", {"video": number, "to": to}))
+    tight = rng.random() < 0.3
+    for name in names:
+        floor = plan.machines[name]["reserved_space"]
+        plan.capacity[name] = floor + total[name] + (60_000 if tight else 2_000_000)
+
+
+KINDS = (
+    "kill",
+    "power",
+    "crash_at_call",
+    "crash_at_commit",
+    "restart",
+    "part",
+    "cut",
+    "slow_disk",
+    "disk_fault",
+    "ledger_fault",
+    "fill",
+    "storm",
+    "cancel",
+    "refuse_connections",
+)
+
+
+def _fault(plan: Plan, names: list[str], rng: random.Random) -> Action:
+    kind = rng.choice(KINDS)
+    machine = rng.choice(names)
+    at = rng.choice((rng.uniform(0.9, 3.0), rng.uniform(0.0, 40.0)))
+    lasts = rng.choice((rng.uniform(0.1, 3.0), rng.uniform(1.0, 60.0), rng.uniform(30.0, 400.0)))
+    what: dict[str, Any] = {"machine": machine}
+    match kind:
+        case "kill" | "power" | "restart":
+            what["lasts"] = lasts
+        case "crash_at_call":
+            what |= {"calls": rng.randrange(40), "lasts": lasts}
+        case "crash_at_commit":
+            what |= {"commits": rng.randrange(12), "after": rng.random() < 0.5, "lasts": lasts}
+        case "part":
+            what |= {"other": rng.choice([n for n in names if n != machine]), "lasts": lasts}
+        case "cut":
+            what = {"bytes": rng.choice((rng.randrange(2000), rng.randrange(100_000)))}
+            what["silent"] = rng.random() < 0.3
+        case "slow_disk":
+            what |= {"seconds": rng.choice((0.5, 5.0, 20.0)), "lasts": lasts}
+        case "disk_fault":
+            function = rng.choice(list(FUNCTIONS))
+            what |= {
+                "function": function,
+                "errno": rng.choice(FUNCTIONS[function]),
+                "skip": rng.choice((0, rng.randrange(10))),
+                "count": rng.choice((1, 1, 2, 5)),
+                "lasts": lasts,
+            }
+        case "ledger_fault":
+            what |= {"count": rng.choice((1, 2, 5)), "lasts": lasts}
+        case "fill":
+            what |= {"part": rng.choice((0.5, 0.9, 1.0)), "lasts": lasts}
+        case "storm":
+            what = {"lost": rng.choice((0.2, 0.8)), "lasts": lasts, "short": rng.random() < 0.5}
+        case "cancel":
+            what |= {"side": rng.choice(("request", "entry")), "pick": rng.randrange(5)}
+        case "refuse_connections":
+            what["lasts"] = lasts
+    return Action(at, kind, what)
