@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from backupd.sizes import parse_size
-from bench import admissions, ingest, ticks
+from bench import admissions, ingest, latency, many, sending, ticks
 from bench.machine import conditions
 from bench.peers import Peers
 from bench.report import Bench, Row, print_table, write_json
@@ -22,6 +22,9 @@ Section = Callable[[Bench], Iterator[Row]]
 
 SECTIONS: dict[str, Section] = {
     "ingest": ingest.measure,
+    "many": many.measure,
+    "sending": sending.measure,
+    "latency": latency.measure,
     "admissions": admissions.measure,
     "ticks": ticks.measure,
 }
