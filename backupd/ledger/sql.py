@@ -39,8 +39,14 @@ def _engine(url: URL, *, in_memory: bool) -> Engine:
 
     @event.listens_for(engine, "connect")
     def prepare(connection: Any, _: object) -> None:
-        # FULL: a commit is on the disk when it returns, also in WAL mode.
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=5000"):
+        # FULL: a commit is on the disk when it returns, also in WAL mode. What only serves to undo
+        # a step stays in memory: a full /var/tmp must not stop the ledger.
+        for pragma in (
+            "journal_mode=WAL",
+            "synchronous=FULL",
+            "temp_store=MEMORY",
+            "busy_timeout=5000",
+        ):
             connection.execute(f"PRAGMA {pragma}")
 
     return engine
