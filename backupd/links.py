@@ -21,6 +21,12 @@ class Links:
     def upload(self, capability: str) -> str:
         return f"{self.base}{API}/backup/receive-backup/{capability}"
 
+    def resource(self, capability: str, upload_id: str) -> str:
+        return f"{self.upload(capability)}/{upload_id}"
+
+    def direct(self, token: str) -> str:
+        return f"{self.base}{API}/uploads/{token}"
+
     def complete(self, capability: str) -> str:
         return f"{self.base}{API}/backup/complete-backup/{capability}"
 
@@ -37,7 +43,7 @@ class Links:
 def redacted(path: str) -> str:
     """``path`` without its query, and with all but the first 6 characters of a capability gone."""
     parts = path.partition("?")[0].split("/")
-    secret = ("receive-backup", "complete-backup", "serverAisReadyForBackup")
+    secret = ("receive-backup", "complete-backup", "serverAisReadyForBackup", "uploads")
     for place, part in enumerate(parts[:-1]):
         if unquote(part) in secret:  # as routing reads it
             parts[place + 1 :] = [parts[place + 1][:6] + "…"]

@@ -76,7 +76,8 @@ class Ask:
     """What a sender asked for, and what it was given to call back with.
 
     A direct upload has no ``callback``: its client is there, and is not called. ``part`` is a
-    piece of a direct upload that will be joined with others.
+    piece of a direct upload that will be joined with others; ``metadata`` and ``concat`` are what
+    its client said at creation (tus 1.0.0, Upload-Metadata and Upload-Concat).
     """
 
     request_id: str
@@ -91,6 +92,8 @@ class Ask:
     content_type: str | None = None
     sha256: str | None = None
     part: bool = False
+    metadata: str | None = None
+    concat: str | None = None
 
     @property
     def direct(self) -> bool:
@@ -204,7 +207,9 @@ class Expired(_Ended):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cancelled(_Ended):
-    """Somebody took it back."""
+    """Somebody took it back; or its bytes went ``into`` another request."""
+
+    into: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -417,7 +422,8 @@ def joined(request: BackupRequest, *, into: str, now: float) -> Cancelled:
     alive = live(request, "joined with others")
     if not alive.ask.part:
         raise WrongState("joined with others", state_name(alive))
-    return Cancelled(ask=alive.ask, reason=f"It became a part of request {into}.", ended_at=now)
+    reason = f"It became a part of request {into}."
+    return Cancelled(ask=alive.ask, reason=reason, ended_at=now, into=into)
 
 
 def abandoned(request: BackupRequest, *, reason: str, now: float) -> Failed:

@@ -33,6 +33,7 @@ from backupd.receiver.intake import Intake
 from backupd.receiver.keeping import Keeper
 from backupd.receiver.queue import Offer, Queue
 from backupd.receiver.recovery import Rebuilt, rebuild, recover
+from backupd.receiver.resources import Resources
 from backupd.requests import (
     BackupRequest,
     Offered,
@@ -43,7 +44,7 @@ from backupd.requests import (
 )
 from backupd.sender.outbox import Outbox
 from backupd.settings import Settings
-from backupd.waiting import Round, go_on
+from backupd.waiting import Round, go_on, shielded
 
 __all__ = ["BackupService", "Chance", "Running"]
 
@@ -156,6 +157,14 @@ class BackupService(Service):
             off=off,
             settings=settings,
             new_id=chance.new_id,
+        )
+        self.resources = Resources(
+            ledger=ledger,
+            intake=self.intake,
+            clock=reactor,
+            settings=settings,
+            new_id=chance.new_id,
+            new_capability=chance.new_capability,
         )
         self.expiry = Expiry(
             ledger=ledger,
@@ -302,6 +311,7 @@ class BackupService(Service):
         self.ready = True
         self._loop.start(self.settings.loop_interval, now=True)
         self._tell_init("READY=1")
+        shielded(self.resources.go_on())
         self._log.info(
             "backupd is ready at {base}: {pending} waiting, {in_progress} in progress",
             base=self.links.base,

@@ -56,6 +56,8 @@ _ASK = (
     "content_type",
     "sha256",
     "part",
+    "metadata",
+    "concat",
 )
 _STATE: dict[str, Any] = {
     "expires_at": None,
@@ -72,6 +74,7 @@ _STATE: dict[str, Any] = {
     "backup": None,
     "reason": None,
     "ended_at": None,
+    "joined_into": None,
 }
 
 
@@ -120,6 +123,7 @@ def request_row(request: BackupRequest) -> dict[str, Any]:
             )
         case Expired() | Cancelled() | Failed():
             row.update(reason=request.reason, ended_at=request.ended_at)
+            row.update(joined_into=request.into if isinstance(request, Cancelled) else None)
     if isinstance(request, Pending | Offered | Receiving | Received | Storing):
         row.update(
             expires_at=request.expires_at, tries=request.tries, last_error=request.last_error
@@ -166,12 +170,10 @@ def request_value(row: RowMapping) -> BackupRequest:
                 sha256=row["received_sha256"],
                 ended_at=row["ended_at"],
             )
-    kinds: dict[str, type[Expired | Cancelled | Failed]] = {
-        "EXPIRED": Expired,
-        "CANCELLED": Cancelled,
-        "FAILED": Failed,
-    }
-    return kinds[row["state"]](ask=ask, reason=row["reason"], ended_at=row["ended_at"])
+    over: dict[str, Any] = {"ask": ask, "reason": row["reason"], "ended_at": row["ended_at"]}
+    if row["state"] == "CANCELLED":
+        return Cancelled(into=row["joined_into"], **over)
+    return Expired(**over) if row["state"] == "EXPIRED" else Failed(**over)
 
 
 def upload_row(upload: Upload) -> dict[str, Any]:

@@ -57,6 +57,9 @@ requests = Table(
     Column("ended_at", Double),
     Column("allocated", BigInteger, nullable=False),
     Column("part", Boolean, nullable=False, server_default=false()),
+    Column("joined_into", Text),
+    Column("metadata", Text),
+    Column("concat", Text),
     sqlite_autoincrement=True,
 )
 

@@ -86,7 +86,6 @@ class Admission:
         sha256: str | None = None,
     ) -> Decision:
         """Decide on one ask. "Yes" is durable when this returns."""
-        now = self._clock.seconds()
         ask = Ask(
             request_id=self._new_id(),
             peer=peer,
@@ -95,11 +94,50 @@ class Admission:
             callback=callback,
             size=size,
             capability=self._new_capability(),
-            created_at=now,
+            created_at=self._clock.seconds(),
             file_name=file_name,
             content_type=content_type,
             sha256=sha256,
         )
+        return await self._admit(ask)
+
+    async def ask_direct(self, ask: Ask) -> Decision:
+        """Decide on what `direct_ask` made: its client is there, and nobody is called back."""
+        return await self._admit(ask, self._clock.seconds() + self._settings.upload_expiry)
+
+    def direct_ask(
+        self,
+        *,
+        peer: str,
+        video: VideoId | None,
+        size: int,
+        file_name: str | None = None,
+        content_type: str | None = None,
+        sha256: str | None = None,
+        metadata: str | None = None,
+        concat: str | None = None,
+    ) -> Ask:
+        """What a direct upload asks for; without a ``video`` it is a part of one."""
+        request_id = self._new_id()
+        return Ask(
+            request_id=request_id,
+            peer=peer,
+            origin="",
+            video=f"part {request_id}" if video is None else video,
+            callback="",
+            size=size,
+            capability=self._new_capability(),
+            created_at=self._clock.seconds(),
+            file_name=file_name,
+            content_type=content_type,
+            sha256=sha256,
+            part=video is None,
+            metadata=metadata,
+            concat=concat,
+        )
+
+    async def _admit(self, ask: Ask, expires_at: float | None = None) -> Decision:
+        size = ask.size
         draining = self.draining
         left = 0
 
@@ -112,7 +150,11 @@ class Admission:
             return Room(available=max(0, spare), reason=reason)
 
         request, found = await self._ledger.admit(
-            ask, room, now=now, max_pending=self._settings.max_pending
+            ask,
+            room,
+            now=ask.created_at,
+            max_pending=self._settings.max_pending,
+            expires_at=expires_at,
         )
         decision = self._decide(ask, request, found, left)
         self._log.info(
@@ -120,8 +162,8 @@ class Admission:
             "{available} bytes left",
             request_id=request.ask.request_id if request else "-",
             verdict="admitted" if request else f"refused ({decision.reason})",
-            video=video,
-            peer=peer,
+            video=ask.video,
+            peer=ask.peer,
             size=size,
             available=decision.available,
         )

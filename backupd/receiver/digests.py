@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import NoReturn, Protocol
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from backupd.errors import ChecksumMismatch, DigestMismatch, StorageFailed, UploadCut
+from backupd.errors import BackupdError, ChecksumMismatch, DigestMismatch, StorageFailed, UploadCut
 from backupd.interfaces import ILedger, IStorage, IUpload, OffThread, Upload
 from backupd.receiver.blocks import Hasher
 from backupd.requests import BackupRequest, Failed, received, rejected
@@ -84,30 +84,37 @@ async def digest_of(
 
 
 class Check:
-    """What one body must have: nothing of it counts before the digest has agreed.
+    """What one body must have: nothing of it counts before its checksum has agreed.
 
-    ``expected`` gives the digest once the body has ended, for it may come in a trailer. A
-    mismatch is a `ChecksumMismatch`, or with ``kind`` another error.
+    ``expected`` gives algorithm and digest once the body has ended, for they may come in a
+    trailer; it is one of ``algorithms``. A mismatch is an error of ``kind``.
     """
 
     def __init__(
         self,
-        algorithm: str,
-        expected: Callable[[], bytes],
-        kind: type[ChecksumMismatch] | type[DigestMismatch] = ChecksumMismatch,
+        algorithms: Iterable[str],
+        expected: Callable[[], tuple[str, bytes]],
+        kind: type[BackupdError] = ChecksumMismatch,
     ) -> None:
-        self.hasher: Hasher = hashlib.new(algorithm, usedforsecurity=False)
-        self._algorithm = algorithm
+        self._hashers: dict[str, Hasher] = {
+            name: hashlib.new(name, usedforsecurity=False) for name in algorithms
+        }
         self._expected = expected
         self._kind = kind
 
+    @property
+    def hashers(self) -> list[Hasher]:
+        """What is to be fed with the body."""
+        return list(self._hashers.values())
+
     def agree(self) -> None:
-        """Raises `ChecksumMismatch` (or its like), `Invalid` when no digest has come."""
-        expected, got = self._expected(), self.hasher.digest()
+        """Raises `ChecksumMismatch` or its like; `Invalid` when no checksum has come."""
+        algorithm, expected = self._expected()
+        got = self._hashers[algorithm].digest()
         if expected != got:
             raise self._kind(
-                f"The bytes have {self._algorithm} {base64.b64encode(got).decode()}, announced "
-                f"was {base64.b64encode(expected).decode()}. None of them is kept; send them again."
+                f"The bytes have {algorithm} {base64.b64encode(got).decode()}, announced was "
+                f"{base64.b64encode(expected).decode()}. None of them is kept; send them again."
             )
 
 

@@ -10,7 +10,7 @@ from backupd.errors import BackupdError
 from backupd.interfaces import ILedger
 from backupd.receiver.intake import Intake
 from backupd.receiver.keeping import Keeper
-from backupd.requests import Live, Offered, Receiving, Storing, expired
+from backupd.requests import Live, Offered, Received, Receiving, Storing, expired
 from backupd.settings import Settings
 from backupd.waiting import go_on
 
@@ -59,6 +59,7 @@ class Expiry:
         limit = LOOK + len(known) + len(self._failed) + len(self._intake.locks)
         overdue: list[Live] = await self._ledger.overdue(now=now, limit=limit)
         overdue += await self._ledger.given_up(now=now, limit=limit)
+        overdue += await self._ledger.unkept(limit=limit)
         self._failed &= {request.ask.request_id for request in overdue}
         # Those that could not be ended before come last.
         for request in sorted(overdue, key=lambda one: one.ask.request_id in self._failed):
@@ -75,7 +76,7 @@ class Expiry:
         while self._line and len(self._ending) < AT_ONCE:
             request_id, request = next(iter(self._line.items()))
             del self._line[request_id]
-            if isinstance(request, Storing) and request_id in self._intake.locks:
+            if isinstance(request, Storing | Received) and request_id in self._intake.locks:
                 continue  # whoever stores it right now brings it to its end
             work = go_on(self._careful(request))
             if not work.called:
@@ -111,6 +112,8 @@ class Expiry:
             await self._keeper.roll_forward(request_id)
         elif until is not None and until <= now:
             await self._intake.end(request_id, lambda r: expired(r, now=now, line_until=until))
+        elif isinstance(request, Received):
+            await self._keeper.keep_direct(request_id)
         elif isinstance(request, Offered | Receiving):
             await self._intake.lapse(request_id)
 

@@ -181,6 +181,12 @@ class Intake:
                 transfer.abort()
             await self.end_of(transfer)
 
+    async def make_way_for(self, upload_id: str) -> None:
+        """End whatever sends this upload, if it is dead; raises `UploadHeld` if it is alive."""
+        transfer = self._transfers.get(upload_id)
+        if transfer is not None:
+            await self.make_way([transfer])
+
     async def make_way_if_silent(self, upload_id: str) -> None:
         """Whoever asks where an upload stands may go on with it: end one that is dead."""
         transfer = self._transfers.get(upload_id)
@@ -331,8 +337,10 @@ class Intake:
                     raise NoSuchUpload("This upload was ended.")
                 upload = known[upload.upload_id]
             stands = 0 if upload is None else upload.offset
-            if stands != offset or (upload is not None and upload.whole):
+            if stands != offset:
                 raise OffsetMismatch(stands)
+            if upload is not None and upload.whole:
+                raise TooLarge("Every byte is here already; nothing can follow.", stands)
         if upload is None or offset is None:
             announced = length if offset is None else total
             upload = Upload(
@@ -432,6 +440,8 @@ class Intake:
                     return None
                 if final.offset == 0 and len(parts) < len(final.parts):
                     return None
+                if final.length is None:
+                    final = replace(final, length=sum(part.offset for part in parts))
                 if final_id in self._transfers:
                     raise UploadHeld("Its parts are being joined right now.", SILENCE)
                 await self.make_way([t for p in parts if (t := self._transfers.get(p.upload_id))])

@@ -345,7 +345,7 @@ class Queue:
         self._log.info(
             "request {request_id} offered to {origin}: {why}",
             request_id=ask.request_id,
-            origin=ask.origin,
+            origin=ask.origin or "its client",
             why=why,
             status=status,
         )

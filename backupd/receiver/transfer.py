@@ -98,7 +98,7 @@ class Transfer:
             hashers: list[Hasher] = [] if self._hasher is None else [self._hasher]
             writer = BlockWriter(
                 self._handle,
-                hashers if check is None else [*hashers, check.hasher],
+                hashers if check is None else [*hashers, *check.hashers],
                 upload.offset,
                 off=self._off,
                 clock=self._clock,

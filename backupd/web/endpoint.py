@@ -49,6 +49,7 @@ STATUS: dict[type[BackupdError], int] = {
     errors.Forbidden: 403,
     errors.NoSuchRequest: 404,
     errors.NoSuchBackup: 404,
+    errors.NoSuchUpload: 404,
     errors.NoSuchEntry: 404,
     errors.Ambiguous: 409,
     errors.WrongState: 409,
@@ -61,6 +62,7 @@ STATUS: dict[type[BackupdError], int] = {
     errors.UnsupportedMedia: 415,
     errors.Misdirected: 421,
     errors.DigestMismatch: 422,
+    errors.ChecksumMismatch: 460,
     errors.StorageFailed: 500,
     errors.PeerFailed: 502,
     errors.Busy: 503,
@@ -295,9 +297,13 @@ _REPRESENTATION = (
 """What may have been said of the bytes that were asked for, and is not true of a problem."""
 
 
+_UNREGISTERED = {460: b"Checksum Mismatch"}
+"""Statuses that no registry has; this one is of tus 1.0.0."""
+
+
 def write(request: StreamingRequest, answer: Answer) -> bytes:
     """Set the status and headers of ``answer``; the body to be written."""
-    request.setResponseCode(answer.status)
+    request.setResponseCode(answer.status, _UNREGISTERED.get(answer.status))
     if answer.status >= 400:
         for name in _REPRESENTATION:
             request.responseHeaders.removeHeader(name)
@@ -353,7 +359,9 @@ def _problem(
     kebab = re.sub(r"(?<!^)([A-Z])", r"-\1", name).lower()
     body = {
         "type": f"urn:backupd:problem:{kebab}",
-        "title": HTTPStatus(status).phrase,
+        "title": _UNREGISTERED[status].decode()
+        if status in _UNREGISTERED
+        else HTTPStatus(status).phrase,
         "status": status,
         "detail": detail,
         "success": False,

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-import hmac
 import re
-from collections.abc import Mapping
 from typing import Any
 
 from werkzeug.http import parse_options_header
 
 from backupd.errors import (
-    AlreadyStored,
-    Ambiguous,
     Invalid,
-    NoSuchRequest,
     OffsetMismatch,
     Over,
     TooLarge,
@@ -25,20 +18,15 @@ from backupd.peer.origins import check_link, check_loopback, origin_of
 from backupd.receiver.transfer import Outcome
 from backupd.requests import (
     BackupRequest,
-    Cancelled,
-    Expired,
-    Failed,
+    Live,
     Received,
-    Stored,
-    Storing,
-    VideoId,
-    live,
     same_video,
 )
 from backupd.service import BackupService
 from backupd.sizes import MAX_SIZE, format_size, parse_size
 from backupd.waiting import shielded
 from backupd.web import messages
+from backupd.web.digests import digests
 from backupd.web.endpoint import (
     Answer,
     Api,
@@ -49,15 +37,13 @@ from backupd.web.endpoint import (
     refuse_coding,
     write,
 )
+from backupd.web.finder import Finder, uploadable
 from backupd.web.forms import FRAMING, FormSource
 from backupd.web.site import StreamingRequest
+from backupd.web.tus import TUS, content_check, create_on_link, speaks_tus
+from backupd.web.tus_headers import check_of, is_tus, offset_of, standing, total_of
 
 __all__ = ["routes"]
-
-LINK_MEMORY = 7 * 86400.0
-"""Seconds for which the links of an ended request go on answering."""
-
-TUS = {"Tus-Resumable": "1.0.0", "Cache-Control": "no-store"}
 
 
 def routes(api: Api) -> None:
@@ -65,46 +51,6 @@ def routes(api: Api) -> None:
     _can_accept(api)
     _receive(api)
     _complete(api)
-
-
-# -- which request ---------------------------------------------------------------------------------
-
-
-class Finder:
-    """Finds the request that a link or a video stands for."""
-
-    def __init__(self, service: BackupService) -> None:
-        self._service = service
-
-    async def by_capability(self, capability: str) -> BackupRequest:
-        """Raises `NoSuchRequest`, also when it ended too long ago."""
-        request = await self._service.ledger.by_capability(capability)
-        if not hmac.compare_digest(request.ask.capability.encode(), capability.encode()):
-            raise NoSuchRequest("This link belongs to no backup request.")
-        return self._remembered(request)
-
-    async def by_video(self, video: VideoId) -> BackupRequest:
-        """The one live request for a video, else the last that ended. Raises `Ambiguous`."""
-        found = await self._service.ledger.live_for(video, None, 2)
-        if len(found) > 1:
-            raise Ambiguous(f"Several requests for video {video} are alive; use the link of one.")
-        if found:
-            return found[0]
-        return self._remembered(await self._service.ledger.last_ended(video))
-
-    def _remembered(self, request: BackupRequest) -> BackupRequest:
-        if isinstance(request, Stored | Expired | Cancelled | Failed):
-            age = self._service.reactor.seconds() - request.ended_at
-            if age > LINK_MEMORY:
-                raise NoSuchRequest("This link belongs to a request that ended long ago.")
-        return request
-
-
-def _uploadable(request: BackupRequest) -> BackupRequest:
-    """Raises `AlreadyStored` (409) or `Over` (410) when nothing can be uploaded any more."""
-    if isinstance(request, Storing):
-        raise AlreadyStored("The backup is being stored; nothing can be added to it.")
-    return live(request, "received")
 
 
 # -- can-accept-backup -----------------------------------------------------------------------------
@@ -172,27 +118,32 @@ def _receive(api: Api) -> None:
     find = Finder(service)
     path = "/api/v1/backup/receive-backup"
 
+    async def create_here(request: StreamingRequest, target: BackupRequest) -> bytes:
+        return await create_on_link(service, request, target)
+
+    create = speaks_tus(create_here)
+
     async def post(request: StreamingRequest, capability: str | None = None) -> bytes:
         known = None if capability is None else await find.by_capability(capability)
+        if known is not None and request.method == b"POST" and is_tus(request):
+            return await create(request, target=known)
         kind = media_type(request)
         if kind == "application/json" and request.method == b"POST":
             return await _start(service, find, request, known)
         if known is not None:
-            _uploadable(known)
+            uploadable(known)
         refuse_coding(request)
-        if request.getHeader("upload-length") or request.getHeader("upload-defer-length"):
-            raise UnsupportedMedia("This link takes the bytes by POST or PUT, or by PATCH.")
         if kind == "multipart/form-data" and request.method == b"POST":
             return await _form(service, find, request, known)
         target = known or await find.by_video(_named_video(request))
         return await _raw(service, request, target)
 
     async def head(request: StreamingRequest, capability: str) -> bytes:
-        target = _uploadable(await find.by_capability(capability))
+        target = uploadable(await find.by_capability(capability))
         return write(request, Answer(None, 200, await _standing(service, target)))
 
     async def patch(request: StreamingRequest, capability: str) -> bytes:
-        target = _uploadable(await find.by_capability(capability))
+        target = uploadable(await find.by_capability(capability))
         if media_type(request) != "application/offset+octet-stream":
             raise UnsupportedMedia("PATCH takes application/offset+octet-stream.")
         refuse_coding(request)
@@ -212,14 +163,14 @@ def _receive(api: Api) -> None:
     api.route(
         "HEAD",
         f"{path}/<capability>",
-        head,
+        speaks_tus(head, strict=False),
         who=Who.HOLDER,
         says="Where the newest upload stands (tus 1.0.0).",
     )
     api.route(
         "PATCH",
         f"{path}/<capability>",
-        patch,
+        speaks_tus(patch),
         who=Who.HOLDER,
         says="Go on where the newest upload stands (tus 1.0.0).",
         takes="application/offset+octet-stream",
@@ -233,7 +184,7 @@ async def _start(
     message: messages.Start = await read_message(request, messages.Start)
     if known is not None and not same_video(known.ask.video, message.video_id):
         raise Invalid("videoId", "is not the video that this link is for")
-    target = _uploadable(known or await find.by_video(message.video_id))
+    target = uploadable(known or await find.by_video(message.video_id))
     await shielded(service.intake.announce(target.ask.request_id))
     return write(
         request,
@@ -251,7 +202,7 @@ async def _start(
 
 async def _raw(service: BackupService, request: StreamingRequest, target: BackupRequest) -> bytes:
     """The body is the video."""
-    _uploadable(target)
+    uploadable(target)
     length = request.body.length
     if length == 0:
         raise Invalid("body", "is empty; a video has at least one byte")
@@ -261,7 +212,7 @@ async def _raw(service: BackupService, request: StreamingRequest, target: Backup
             target.ask.request_id,
             request.body,
             length=length,
-            digests=_digests(request, "content-digest", "repr-digest"),
+            digests=digests(request, "content-digest", "repr-digest"),
             file_name=lambda: name,
             content_type=_content_type(request),
         )
@@ -284,7 +235,7 @@ async def _form(
         if field is None:
             raise Invalid("videoId", "must come before the file, or in the query")
         known = await find.by_video(field)
-    target = _uploadable(known or await find.by_video(_named_video(request)))
+    target = uploadable(known or await find.by_video(_named_video(request)))
     form.expect(target.ask.video)
     if length is not None and length > target.ask.size + FRAMING:
         raise TooLarge(
@@ -295,7 +246,7 @@ async def _form(
             target.ask.request_id,
             form,
             length=None,
-            digests=_digests(request, "repr-digest"),
+            digests=digests(request, "repr-digest"),
             file_name=lambda: form.file_name,
             content_type=None,
         )
@@ -305,13 +256,9 @@ async def _form(
 
 async def _go_on(service: BackupService, request: StreamingRequest, target: BackupRequest) -> bytes:
     """The body goes on where the newest upload of this link stands (tus 1.0.0, PATCH)."""
-    said = request.getHeader("upload-offset") or ""
-    if not re.fullmatch(r"[0-9]{1,19}", said, re.ASCII):
-        raise Invalid("Upload-Offset", "must be there, a whole number of bytes")
-    if request.getHeader("content-digest") is not None:
-        raise Invalid("Content-Digest", "of a part is not checked; send Repr-Digest of the whole")
+    offset = offset_of(request)
     if isinstance(target, Received):
-        if int(said) != target.size:
+        if offset != target.size:
             raise OffsetMismatch(target.size)
         if request.body.length != 0:
             raise TooLarge("Every byte is here already; nothing can follow.", target.size)
@@ -321,34 +268,24 @@ async def _go_on(service: BackupService, request: StreamingRequest, target: Back
             target.ask.request_id,
             request.body,
             length=request.body.length,
-            offset=int(said),
-            total=_whole_length(request),
-            digests=_digests(request, "repr-digest"),
+            offset=offset,
+            total=total_of(request),
+            digests=digests(request, "repr-digest"),
+            check=check_of(request) or content_check(request),
         )
     )
-    offset = outcome.size if isinstance(outcome, Outcome) else outcome.offset
-    return write(request, Answer(None, 204, TUS | {"Upload-Offset": str(offset)}))
+    now = outcome.size if isinstance(outcome, Outcome) else outcome.offset
+    return write(request, Answer(None, 204, TUS | {"Upload-Offset": str(now)}))
 
 
-def _whole_length(request: StreamingRequest) -> int | None:
-    """What the whole upload is announced to have, when that was not known before."""
-    said = request.getHeader("upload-length")
-    if said is None:
-        return None
-    if not re.fullmatch(r"[0-9]{1,19}", said, re.ASCII) or int(said) == 0:
-        raise Invalid("Upload-Length", "must be a whole number of bytes, more than 0")
-    return int(said)
-
-
-async def _standing(service: BackupService, target: BackupRequest) -> dict[str, str]:
+async def _standing(service: BackupService, target: Live) -> dict[str, str]:
     """Where the newest upload of a link stands, as tus 1.0.0 tells it."""
     if isinstance(target, Received):
         return TUS | {"Upload-Offset": str(target.size), "Upload-Length": str(target.size)}
     newest = await service.intake.newest(target.ask.request_id)
-    headers = TUS | {"Upload-Offset": str(newest.offset if newest else 0)}
-    if newest is not None and newest.length is not None:
-        headers["Upload-Length"] = str(newest.length)
-    return headers
+    if newest is None:
+        return TUS | {"Upload-Offset": "0"}
+    return TUS | standing(target, newest)
 
 
 def _received(request: StreamingRequest, target: BackupRequest, outcome: Any) -> bytes:
@@ -392,25 +329,6 @@ def _disposition_name(request: StreamingRequest) -> str | None:
         return None
     name = parse_options_header(said)[1].get("filename")
     return name[:4096] if name else None
-
-
-_DIGEST = re.compile(r"(?:^|,)\s*sha-256(?![\w*.-])(?:=:([A-Za-z0-9+/=]*):)?", re.ASCII)
-
-
-def _digests(request: StreamingRequest, *names: str) -> Mapping[str, bytes]:
-    """The SHA-256 that was sent with the bytes (RFC 9530). Raises `Invalid`."""
-    found: dict[str, bytes] = {}
-    for name in names:
-        values = ",".join(request.requestHeaders.getRawHeaders(name) or [])
-        for text in _DIGEST.findall(values):
-            try:
-                digest = base64.b64decode(text, validate=True)
-            except binascii.Error as error:
-                raise Invalid(name, "is not base64") from error
-            if len(digest) != 32 or found.get("sha-256", digest) != digest:
-                raise Invalid(name, "is no SHA-256, or two that differ")
-            found["sha-256"] = digest
-    return found
 
 
 # -- complete-backup -------------------------------------------------------------------------------

@@ -60,9 +60,13 @@ class Body:
     ended: bool
     """The last byte has arrived from the network, though it may not have been read."""
 
+    trailers: list[tuple[str, str]]
+    """Name, in lower case, and value of what followed a body of chunks (RFC 9112, 7.1.2)."""
+
     def __init__(self, channel: _Channel, length: int | None) -> None:
         self.length = length
         self.ended = length == 0
+        self.trailers = []
         self.expects_continue = False
         self._channel: _Channel | None = channel
         self._clock: IReactorTime = channel.site.reactor
@@ -394,6 +398,7 @@ class _Channel(HTTPChannel):
         self.release()
         if self._usual_piece is not None:
             self.transport.bufferSize, self._usual_piece = self._usual_piece, None
+        self.requests[-1].body.trailers = _trailers(self._transferDecoder)
         super().allContentReceived()
 
     def _send100Continue(self) -> None:
@@ -424,6 +429,15 @@ class _Channel(HTTPChannel):
         call, self._lingering = self._lingering, None
         if call is not None and call.active():
             call.cancel()
+
+
+def _trailers(decoder: Any) -> list[tuple[str, str]]:
+    """What the decoder of a chunked body has seen behind the last chunk."""
+    found = []
+    for line in getattr(decoder, "_trailerHeaders", ()):
+        name, _, value = bytes(line).decode("latin-1").partition(":")
+        found.append((name.strip().lower(), value.strip()))
+    return found
 
 
 class BackupSite(Site):

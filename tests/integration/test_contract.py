@@ -326,7 +326,9 @@ def test_a_cut_connection_keeps_what_arrived(
     is_problem(answer, 409)
     assert answer.headers["Upload-Offset"] == "3000"
     is_problem(patch(3000, BYTES[3000:] + b"x"), 413)
-    is_problem(call("PATCH", send, b"x", octets | {"Upload-Offset": "3000"}), 415)
+    is_problem(
+        call("PATCH", send, b"x", octets | {"Tus-Resumable": "1.0.0", "Upload-Offset": "3000"}), 415
+    )
     is_problem(call("PATCH", send, b"x", PATCH), 400, "Upload-Offset")
     assert patch(3000, BYTES[3000:5000]).headers["Upload-Offset"] == "5000"
     answer = patch(5000, BYTES[5000:])

@@ -14,6 +14,8 @@ def upgrade() -> None:
     op.add_column(
         "requests", sa.Column("part", sa.Boolean(), nullable=False, server_default=sa.false())
     )
+    for name in ("joined_into", "metadata", "concat"):
+        op.add_column("requests", sa.Column(name, sa.Text(), nullable=True))
     op.add_column(
         "uploads", sa.Column("partial", sa.Boolean(), nullable=False, server_default=sa.false())
     )

@@ -1,0 +1,61 @@
+"""Which request a link or a video stands for."""
+
+from __future__ import annotations
+
+import hmac
+
+from backupd.errors import AlreadyStored, Ambiguous, NoSuchRequest
+from backupd.requests import (
+    BackupRequest,
+    Cancelled,
+    Expired,
+    Failed,
+    Live,
+    Stored,
+    Storing,
+    VideoId,
+    live,
+)
+from backupd.service import BackupService
+
+__all__ = ["Finder", "uploadable"]
+
+LINK_MEMORY = 7 * 86400.0
+"""Seconds for which the links of an ended request go on answering."""
+
+
+class Finder:
+    """Finds the request that a link or a video stands for."""
+
+    def __init__(self, service: BackupService) -> None:
+        self._service = service
+
+    async def by_capability(self, capability: str) -> BackupRequest:
+        """Raises `NoSuchRequest`, also when it ended too long ago."""
+        request = await self._service.ledger.by_capability(capability)
+        if not hmac.compare_digest(request.ask.capability.encode(), capability.encode()):
+            raise NoSuchRequest("This link belongs to no backup request.")
+        return self._remembered(request)
+
+    async def by_video(self, video: VideoId) -> BackupRequest:
+        """The one live request for a video, else the last that ended. Raises `Ambiguous`."""
+        found = await self._service.ledger.live_for(video, None, 2)
+        if len(found) > 1:
+            raise Ambiguous(f"Several requests for video {video} are alive; use the link of one.")
+        if found:
+            return found[0]
+        return self._remembered(await self._service.ledger.last_ended(video))
+
+    def _remembered(self, request: BackupRequest) -> BackupRequest:
+        if isinstance(request, Stored | Expired | Cancelled | Failed):
+            age = self._service.reactor.seconds() - request.ended_at
+            if age > LINK_MEMORY:
+                raise NoSuchRequest("This link belongs to a request that ended long ago.")
+        return request
+
+
+def uploadable(request: BackupRequest) -> Live:
+    """Raises `AlreadyStored` (409) or `Over` (410) when nothing can be uploaded any more."""
+    if isinstance(request, Storing):
+        raise AlreadyStored("The backup is being stored; nothing can be added to it.")
+    return live(request, "received")
