@@ -21,14 +21,12 @@ from treq.cookies import IndexableCookieJar
 from twisted.internet import defer
 from twisted.internet import error as network
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.endpoints import HostnameEndpoint, connectProtocol, wrapClientTLS
+from twisted.internet.endpoints import connectProtocol
 from twisted.internet.interfaces import IConsumer, IReactorTime, IStreamClientEndpoint
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from twisted.web.client import (
-    URI,
     Agent,
-    BrowserLikePolicyForHTTPS,
     HTTPConnectionPool,
     RequestTransmissionFailed,
     ResponseDone,
@@ -37,12 +35,14 @@ from twisted.web.client import (
 )
 from twisted.web.http import PotentialDataLoss
 from twisted.web.http_headers import Headers
-from twisted.web.iweb import IAgent, IAgentEndpointFactory, IBodyProducer, IResponse
+from twisted.web.iweb import IAgent, IBodyProducer, IResponse
 from zope.interface import implementer
 
 from backupd.errors import PeerFailed, PeerRefused
+from backupd.peer.connector import OPEN_ROUTE, Connector, Routes
 from backupd.peer.exchange import MAX_ANSWER, Exchange
 from backupd.peer.origins import Place, place_of
+from backupd.peer.tls import ClientTls
 from backupd.waiting import go_on
 
 __all__ = [
@@ -78,12 +78,26 @@ class Answer:
 
 
 class PeerClient:
-    """Speaks to other servers. ``connect`` makes the endpoints of uploads."""
+    """Speaks to other servers. ``connect`` makes the endpoints of uploads.
 
-    def __init__(self, http: HTTPClient, clock: IReactorTime, connect: Connect) -> None:
+    A token goes to the place that ``routes`` has it for, and nowhere else: no redirect is followed.
+    """
+
+    def __init__(
+        self,
+        http: HTTPClient,
+        clock: IReactorTime,
+        connect: Connect,
+        routes: Routes = lambda place: OPEN_ROUTE,
+    ) -> None:
         self._http = http
         self._clock = clock
         self._connect = connect
+        self._routes = routes
+
+    def _authority(self, place: Place) -> dict[str, str]:
+        token = self._routes(place).token
+        return {} if token is None else {"Authorization": f"Bearer {token}"}
 
     # -- messages ---------------------------------------------------------------------------------
 
@@ -150,7 +164,7 @@ class PeerClient:
         place = _place(link)
         lines = [f"{method} {place.target} HTTP/1.1", f"Host: {place.netloc}"]
         sent = {"User-Agent": "backupd", "Accept": "application/json", "Connection": "close"}
-        sent |= {"Content-Length": str(body.length)} | dict(headers)
+        sent |= {"Content-Length": str(body.length)} | dict(headers) | self._authority(place)
         lines += [f"{name}: {value}" for name, value in sent.items()]
         head = "\r\n".join([*lines, "", ""]).encode("latin-1")
         exchange = Exchange(head, body, self._clock, place.origin)
@@ -182,7 +196,7 @@ class PeerClient:
         """One request and its whole answer, within ``limit`` seconds."""
         place = _place(url)
         sent = Headers({"User-Agent": ["backupd"], "Accept": ["application/json"]})
-        for name, value in (headers or {}).items():
+        for name, value in (dict(headers or {}) | self._authority(place)).items():
             sent.setRawHeaders(name, [value])
 
         async def exchange() -> tuple[IResponse, bytes]:
@@ -409,40 +423,16 @@ def make_http(agent: IAgent) -> HTTPClient:
     return HTTPClient(_Plain(agent), IndexableCookieJar(nothing), _Whole)
 
 
-@implementer(IStreamClientEndpoint)
-class _Quiet:
-    """Connects without two log lines for each connection."""
+def make_client(
+    reactor: Any,
+    routes: Routes = lambda place: OPEN_ROUTE,
+    tls: ClientTls | None = None,
+) -> PeerClient:
+    """A client on the network of ``reactor``: one connection per message.
 
-    def __init__(self, endpoint: IStreamClientEndpoint) -> None:
-        self._endpoint = endpoint
-
-    def connect(self, protocolFactory: Any) -> Deferred[Any]:  # noqa: N803
-        protocolFactory.noisy = False
-        return self._endpoint.connect(protocolFactory)
-
-
-@implementer(IAgentEndpointFactory)
-class _Endpoints:
-    """One way to connect, for small messages and uploads."""
-
-    def __init__(self, reactor: Any) -> None:
-        self._reactor = reactor
-        self._trusted = BrowserLikePolicyForHTTPS()
-
-    def endpointForURI(self, uri: URI) -> IStreamClientEndpoint:  # noqa: N802
-        return self.connect(Place(uri.scheme.decode(), uri.host.decode(), uri.port, "/"))
-
-    def connect(self, place: Place) -> IStreamClientEndpoint:
-        plain = HostnameEndpoint(self._reactor, place.host, place.port, timeout=TIMEOUT)
-        if place.scheme == "http":
-            return _Quiet(plain)
-        tls = self._trusted.creatorForNetloc(place.host.encode("ascii"), place.port)
-        return _Quiet(wrapClientTLS(tls, plain))
-
-
-def make_client(reactor: Any) -> PeerClient:
-    """A client on the network of ``reactor``: one connection per message, TLS as browsers do."""
-    endpoints = _Endpoints(reactor)
+    ``routes`` says how each place is reached.
+    """
+    connector = Connector(reactor, routes, tls or ClientTls(), TIMEOUT)
     pool = HTTPConnectionPool(reactor, persistent=False)
-    agent = Agent.usingEndpointFactory(reactor, endpoints, pool)
-    return PeerClient(make_http(agent), reactor, endpoints.connect)
+    agent = Agent.usingEndpointFactory(reactor, connector, pool)
+    return PeerClient(make_http(agent), reactor, connector.connect, routes)

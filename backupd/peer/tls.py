@@ -1,0 +1,92 @@
+"""TLS towards other servers: by the public key that was pinned, or by the system's authorities."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import re
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from OpenSSL import SSL
+from OpenSSL.crypto import X509
+from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
+from twisted.internet.ssl import (
+    CertificateOptions,
+    PrivateCertificate,
+    TLSVersion,
+    optionsForClientTLS,
+)
+from twisted.protocols.tls import TLSMemoryBIOProtocol
+from zope.interface import implementer
+
+from backupd.peer.addresses import literal
+
+__all__ = ["ClientTls", "is_pin", "pin_of"]
+
+_PIN = re.compile(r"sha256//[A-Za-z0-9+/]{43}=", re.ASCII)
+
+
+def is_pin(text: str) -> bool:
+    """Whether this is a pin as ``curl --pinnedpubkey`` takes it."""
+    return _PIN.fullmatch(text) is not None
+
+
+def pin_of(certificate: x509.Certificate) -> str:
+    """The hash of a certificate's public key: ``sha256//`` and base64, as ``curl`` takes it."""
+    key = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return f"sha256//{base64.b64encode(hashlib.sha256(key).digest()).decode()}"
+
+
+@implementer(IOpenSSLClientConnectionCreator)
+class _Pinned:
+    """Trusts the one public key, whoever signed it, whatever it is called and however old it is.
+
+    Not even the handshake is finished with another.
+    """
+
+    def __init__(self, host: str, pin: str, own: PrivateCertificate | None) -> None:
+        self._pin = pin
+        self._name = host.encode("ascii") if literal(host) is None else None
+        self._context = _options(own).getContext()
+        wanted = SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT
+        self._context.set_verify(wanted, self._verify)
+
+    def _verify(self, connection: SSL.Connection, shown: X509, _: int, depth: int, ok: int) -> bool:
+        """Called for each certificate of the chain; only the server's own counts."""
+        return depth > 0 or hmac.compare_digest(pin_of(shown.to_cryptography()), self._pin)
+
+    def clientConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:  # noqa: N802, N803
+        connection = SSL.Connection(self._context, None)
+        connection.set_app_data(tlsProtocol)
+        if self._name is not None:
+            connection.set_tlsext_host_name(self._name)
+        return connection
+
+
+def _options(own: PrivateCertificate | None) -> CertificateOptions:
+    shown: dict[str, Any] = {}
+    if own is not None:
+        shown = {"privateKey": own.privateKey.original, "certificate": own.original}
+    return CertificateOptions(raiseMinimumTo=TLSVersion.TLSv1_2, **shown)
+
+
+class ClientTls:
+    """What connections are encrypted with. ``own`` is shown to servers that ask for it."""
+
+    def __init__(self, own: PrivateCertificate | None = None) -> None:
+        self._own = own
+
+    def options(self, host: str, pin: str | None) -> IOpenSSLClientConnectionCreator:
+        """For a connection to ``host``, which must have the public key ``pin``; when there is
+        none, a certificate in this name that the system trusts.
+        """
+        if pin is not None:
+            return _Pinned(host, pin, self._own)
+        least = {"raiseMinimumTo": TLSVersion.TLSv1_2}
+        creator: IOpenSSLClientConnectionCreator = optionsForClientTLS(
+            host, clientCertificate=self._own, extraCertificateOptions=least
+        )
+        return creator
