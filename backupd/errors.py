@@ -21,6 +21,7 @@ __all__ = [
     "NoRoom",
     "NoSuchBackup",
     "NoSuchEntry",
+    "NoSuchPeer",
     "NoSuchRequest",
     "NoSuchUpload",
     "NotYourTurn",
@@ -85,6 +86,10 @@ class NoSuchUpload(BackupdError):
 
 class NoSuchEntry(BackupdError):
     """No entry of the outbox has this id."""
+
+
+class NoSuchPeer(BackupdError):
+    """No peer has this name."""
 
 
 class Ambiguous(BackupdError):

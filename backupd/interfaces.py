@@ -389,8 +389,11 @@ class ILedger(Interface):
     def live_for(video: VideoId, peer: str | None, limit: int) -> Deferred[list[Live]]:
         """Live requests for a video, of one peer or (None) of any."""
 
-    def last_ended(video: VideoId) -> Deferred[BackupRequest]:
-        """The request for a video that ended last. Raises `NoSuchRequest`."""
+    def last_ended(video: VideoId, peer: str | None) -> Deferred[BackupRequest]:
+        """The request for a video that ended last, of one peer or (None) of any.
+
+        Raises `NoSuchRequest`.
+        """
 
     def requests(
         *, live: bool | None, peer: str | None, after: int, limit: int

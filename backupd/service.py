@@ -44,6 +44,7 @@ from backupd.requests import (
 )
 from backupd.sender.outbox import Outbox
 from backupd.settings import Settings
+from backupd.trust.registry import InMemory, Peers
 from backupd.waiting import Round, go_on, shielded
 
 __all__ = ["BackupService", "Chance", "Running"]
@@ -99,6 +100,7 @@ class BackupService(Service):
         offer: Offer,
         outbox: Callable[[Links, Callable[[], None]], Outbox],
         chance: Chance,
+        peers: Peers | None = None,
         threads: Sequence[Running] = (),
         tell_init: Callable[[str], None] = lambda state: None,
         exit: Callable[[int], object] = lambda status: None,  # noqa: A002
@@ -110,6 +112,7 @@ class BackupService(Service):
         self.ledger = ledger
         self.storage = storage
         self.off = off
+        self.peers = peers or Peers(InMemory(), off)
         self.links = Links(_base(settings, None))
         self.new_id = chance.new_id
         self._threads = threads
@@ -230,6 +233,7 @@ class BackupService(Service):
         self.own.claim()
         try:
             self.storage.prepare()
+            self.peers.load()
             self._listen()
             # The last step: closing it takes threads, which do not run yet.
             self.ledger.open()
@@ -260,14 +264,16 @@ class BackupService(Service):
                     "listen", f"{_cause(failures[0].value)}; {description!r} cannot be used"
                 )
             host = self._ports[-1].getHost()
-            local = isinstance(host, UNIXAddress) or (
-                isinstance(host, IPv4Address | IPv6Address) and is_loopback(host.host)
+            local = (
+                self.peers.closed
+                or isinstance(host, UNIXAddress)
+                or (isinstance(host, IPv4Address | IPv6Address) and is_loopback(host.host))
             )
             if not local:
                 raise SettingsError(
                     "listen",
                     f"{description!r} can be reached from outside, and no peers are configured; "
-                    "add :interface=127.0.0.1",
+                    'add :interface=127.0.0.1, or set access = "peers"',
                 )
         self.links.base = _base(self.settings, self._ports[0].getHost())
 

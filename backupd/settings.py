@@ -38,6 +38,7 @@ class Settings:
     """What a daemon is told. Durations are seconds, sizes are bytes."""
 
     listen: tuple[str, ...] = ("tcp:3000:interface=127.0.0.1",)
+    access: str = "open"
     root: str = "backupd-data"
     ledger: str = ""
     host: str = ""
@@ -70,6 +71,11 @@ class Settings:
     def own_folder(self) -> str:
         """Where the daemon keeps what is not a backup: ledger, lock, token, unfinished uploads."""
         return os.path.join(os.path.abspath(self.root), ".backupd")
+
+    @property
+    def peers_folder(self) -> str:
+        """Where the records of peers lie, with what is shared with each."""
+        return os.path.join(self.own_folder, "peers")
 
     @property
     def token_file(self) -> str:
@@ -200,6 +206,7 @@ def _one_of(*choices: str) -> Callable[[object], str]:
 
 _PARSERS: dict[str, Callable[[object], Any]] = {
     "listen": _listen,
+    "access": _one_of("open", "peers"),
     "root": _root,
     "ledger": _ledger,
     "host": _host,
@@ -226,6 +233,7 @@ _PARSERS: dict[str, Callable[[object], Any]] = {
 
 KEYS: dict[str, str] = {
     "listen": "Twisted endpoint strings to listen on",
+    "access": "open (local only, until the first peer is invited) or peers (nobody else, ever)",
     "root": "the folder that backups are kept under",
     "ledger": "URL of the ledger (default: SQLite under the root)",
     "host": "HOST:PORT in the links that are handed out",

@@ -22,12 +22,15 @@ from backupd.links import Links
 from backupd.own_folder import OwnFolder
 from backupd.peer.backoff import backoff
 from backupd.peer.client import make_client
+from backupd.peer.routes import CallbackRoutes, Offers, OwnRoutes
 from backupd.sender.outbox import Outbox
 from backupd.service import BackupService, Chance, Running
 from backupd.settings import KEYS, Settings, load
 from backupd.storage.disk import DiskStorage
 from backupd.storage.system import SYSTEM
 from backupd.threads import Threads
+from backupd.trust.files import PeerFiles
+from backupd.trust.registry import InMemory, Peers, Records
 from backupd.web.resource import make_site
 
 __all__ = ["FOOTPRINT", "Options", "build", "chance_from", "join", "makeService"]
@@ -85,6 +88,7 @@ def join(
     rng: random.Random,
     chance: Chance,
     threads: Sequence[Running],
+    peer_records: Records | None = None,
     tell_init: Callable[[str], None] = lambda state: None,
     exit: Callable[[int], object] = lambda status: None,  # noqa: A002
     log_observer: ILogObserver | None = None,
@@ -93,7 +97,9 @@ def join(
 
     Production hands in the real ones, the simulation its own; nothing else differs.
     """
-    peer = make_client(reactor)
+    peers = Peers(peer_records or InMemory(), off, always=settings.access == "peers")
+    peer = make_client(reactor, OwnRoutes(peers))
+    callbacks = make_client(reactor, CallbackRoutes(peers))
 
     def outbox(links: Links, nudge: Callable[[], None]) -> Outbox:
         return Outbox(
@@ -117,9 +123,10 @@ def join(
         ledger=ledger,
         storage=DiskStorage(settings.root, fs=fs),
         off=off,
-        offer=peer.offer,
+        offer=Offers(callbacks, peers, reactor),
         outbox=outbox,
         chance=chance,
+        peers=peers,
         threads=threads,
         tell_init=tell_init,
         exit=exit,
@@ -147,6 +154,7 @@ def build(settings: Settings) -> BackupService:
         rng=rng,
         chance=chance_from(rng, secrets.token_urlsafe, lambda: uuid.uuid4().hex),
         threads=[write, read, disk],
+        peer_records=PeerFiles(settings.peers_folder),
         tell_init=tell_init,
         exit=os._exit,
         log_observer=_log_observer(settings),

@@ -104,7 +104,7 @@ class _NeverAnswers:
     def __init__(self) -> None:
         self.count = 0
 
-    async def __call__(self, link: str, body: bytes, headers: dict[str, str]) -> OfferAnswer:
+    async def __call__(self, ask: Ask, body: bytes) -> OfferAnswer:
         self.count += 1
         return await Deferred[OfferAnswer]()
 

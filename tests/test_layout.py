@@ -117,7 +117,7 @@ def of_ours(place: str, allowed: set[str]) -> Rule:
 
 
 DOMAIN = {"errors", "interfaces", "requests", "sizes"}
-COMMON = DOMAIN | {"links", "settings", "waiting"}
+COMMON = DOMAIN | {"links", "settings", "trust", "waiting"}
 
 
 def test_errors_stand_alone() -> None:
@@ -147,6 +147,12 @@ def test_the_ledger_knows_only_the_domain() -> None:
     """ledger/ keeps records: no storage, no settings, no HTTP."""
     rule = of_ours("backupd.ledger", DOMAIN)
     check(rule, "backupd.ledger.sql", "def f():\n    from backupd.storage import disk")
+
+
+def test_trust_knows_only_the_domain() -> None:
+    """trust/ says who the peers are: no network, no storage, no HTTP."""
+    rule = of_ours("backupd.trust", DOMAIN)
+    check(rule, "backupd.trust.registry", "from backupd.peer.client import make_client")
 
 
 def test_the_peer_client_knows_no_role() -> None:

@@ -25,6 +25,7 @@ from backupd.settings import Settings
 from backupd.storage.disk import DiskStorage
 from backupd.tap import build
 from backupd.threads import Threads
+from backupd.trust.caller import LOCAL
 from backupd.waiting import go_on
 from backupd.web.endpoint import Api, Call
 from backupd.web.operations import routes
@@ -411,7 +412,7 @@ class ReadyTests(ServiceCase):
         self.start()
 
         def asked() -> Any:
-            answer = go_on(ready(Call({})))
+            answer = go_on(ready(Call({}, LOCAL)))
             self.off.release_all()
             return now(answer)
 

@@ -404,8 +404,10 @@ def live_for(connection: Connection, video: VideoId, peer: str | None, limit: in
     return _values(connection, query.order_by(_r.seq).limit(limit))
 
 
-def last_ended(connection: Connection, video: VideoId) -> BackupRequest:
+def last_ended(connection: Connection, video: VideoId, peer: str | None) -> BackupRequest:
     query = select(requests).where(text("ended_at IS NOT NULL"), _r.video == video_key(video))
+    if peer is not None:
+        query = query.where(_r.peer == peer)
     row = connection.execute(query.order_by(_r.ended_at.desc()).limit(1)).one_or_none()
     if row is None:
         raise NoSuchRequest(f"No backup request for video {video} is alive.")

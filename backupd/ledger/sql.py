@@ -196,8 +196,8 @@ class SqlLedger:
     def live_for(self, video: VideoId, peer: str | None, limit: int) -> Deferred[list[Live]]:
         return self._read(lambda c: request_table.live_for(c, video, peer, limit))
 
-    def last_ended(self, video: VideoId) -> Deferred[BackupRequest]:
-        return self._read(lambda c: request_table.last_ended(c, video))
+    def last_ended(self, video: VideoId, peer: str | None) -> Deferred[BackupRequest]:
+        return self._read(lambda c: request_table.last_ended(c, video, peer))
 
     def requests(
         self, *, live: bool | None, peer: str | None, after: int, limit: int

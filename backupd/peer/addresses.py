@@ -124,7 +124,7 @@ class Reach:
 
         Raises `ValueError`.
         """
-        texts = [text for word in words for text in _WORDS.get(word, word).split()]
+        texts = [text for word in words for text in _WORDS.get(word, word).split() or [""]]
         return cls(named=tuple(ip_network(text) for text in texts))
 
     def refusal(self, address: Address) -> str | None:

@@ -50,9 +50,9 @@ class OfferAnswer(Protocol):
 
 
 class Offer(Protocol):
-    """Send an offer; raises `PeerFailed` when there is no answer."""
+    """Send an offer to where ``ask`` says; raises `PeerFailed` when there is no answer."""
 
-    async def __call__(self, link: str, body: bytes, headers: dict[str, str]) -> OfferAnswer: ...
+    async def __call__(self, ask: Ask, body: bytes) -> OfferAnswer: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,7 +320,7 @@ class Queue:
                 # Nobody is to be called: whoever sends it is here, or will be.
                 await self._answered(request, failures, 200, None, "its turn has come.")
                 return
-            answer = await self._offer(ask.callback, json.dumps(body).encode(), {})
+            answer = await self._offer(ask, json.dumps(body).encode())
             status, retry_after = answer.status, answer.retry_after
             why = f"The sender answered {status}."
         except PeerFailed as error:

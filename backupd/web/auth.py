@@ -1,8 +1,9 @@
 """The guard before the whole tree: no new route can forget it.
 
-In open mode (no peers are configured) every caller is local, so what is left to fear is a web
-page: one that was rebound to this address (its ``Host`` is not ours), or one that posts from
-another origin.
+It finds out who is calling; what each may do is said where a route is registered, and nothing is
+registered without saying so. In open mode (no peers are configured) every caller is local, so
+what is left to fear is a web page: one that was rebound to this address (its ``Host`` is not
+ours), or one that posts from another origin.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from twisted.web.server import NOT_DONE_YET
 from backupd.errors import BackupdError, Forbidden, Invalid, Misdirected, ShuttingDown
 from backupd.peer.origins import is_loopback
 from backupd.service import BackupService
+from backupd.trust.caller import LOCAL, OPERATOR, STRANGER, Caller, Kind
 from backupd.web.endpoint import problem, write
-from backupd.web.forwarded import Caller, Proxies
+from backupd.web.forwarded import Proxies, Way
 from backupd.web.site import StreamingRequest
 
 __all__ = ["Guard"]
@@ -38,16 +40,29 @@ class Guard(Resource):
 
     def render(self, request: StreamingRequest) -> Any:
         _as_utf8(request)
-        request.caller = self._proxies.caller(request)
+        request.way = self._proxies.way(request)
+        request.caller = self._caller(request)
         try:
-            self._check(request, request.caller)
+            self._check(request, request.way)
         except BackupdError as error:
             request.write(write(request, problem(error)))
             request.finish()
             return NOT_DONE_YET
         return self._inner.render(request)
 
-    def _check(self, request: StreamingRequest, caller: Caller) -> None:
+    def _caller(self, request: StreamingRequest) -> Caller:
+        """Who is calling. A wrong token is as good as none."""
+        service = self._service
+        scheme, _, token = (request.getHeader("authorization") or "").partition(" ")
+        if scheme.lower() == "bearer":
+            token = token.strip()
+            if service.own.is_token(token):
+                return OPERATOR
+            if (peer := service.peers.by_token(token)) is not None:
+                return Caller(Kind.PEER, peer)
+        return STRANGER if service.peers.closed else LOCAL
+
+    def _check(self, request: StreamingRequest, way: Way) -> None:
         try:
             path = request.path.decode("ascii")
         except UnicodeDecodeError as error:
@@ -55,9 +70,9 @@ class Guard(Resource):
         self._check_escapes(request)
         if not self._service.ready and path != "/healthz":
             raise ShuttingDown("This server is starting or stopping; try again shortly.", 2.0)
-        self._check_host(request, caller)
+        self._check_host(request, way)
         if request.method not in _READING:
-            self._check_origin(request, caller)
+            self._check_origin(request, way)
 
     def _check_escapes(self, request: StreamingRequest) -> None:
         for part in request.postpath or []:
@@ -66,31 +81,33 @@ class Guard(Resource):
             except UnicodeDecodeError as error:
                 raise Invalid("path", "is not UTF-8") from error
 
-    def _check_host(self, request: StreamingRequest, caller: Caller) -> None:
+    def _check_host(self, request: StreamingRequest, way: Way) -> None:
         hosts = request.requestHeaders.getRawHeaders("host") or []
         if not hosts and request.clientproto == b"HTTP/1.0":
             return
         if len(hosts) != 1:
             raise Invalid("Host", "must be there once")
+        if self._service.peers.closed:
+            return  # a rebound page has no token, and so nothing to gain
         own = urlsplit(self._service.links.base).netloc
-        host = caller.host or hosts[0]
+        host = way.host or hosts[0]
         if host.lower() == own.lower() or is_loopback(_hostname(host)):
             return
         raise Misdirected("This server does not answer for the host that was asked.")
 
-    def _check_origin(self, request: StreamingRequest, caller: Caller) -> None:
+    def _check_origin(self, request: StreamingRequest, way: Way) -> None:
         allowed = self._service.settings.allowed_origins
         origin = request.getHeader("origin")
         if origin is not None and origin in allowed:
             return
-        if origin is not None and not self._is_own(origin, caller):
+        if origin is not None and not self._is_own(origin, way):
             raise Forbidden(f"Pages of {origin[:200]} may not write here; see allowed_origins.")
         if request.getHeader("sec-fetch-site") == "cross-site":
             raise Forbidden("Pages of other sites may not write here; see allowed_origins.")
 
-    def _is_own(self, origin: str, caller: Caller) -> bool:
+    def _is_own(self, origin: str, way: Way) -> bool:
         base = urlsplit(self._service.links.base)
-        return origin in (f"{base.scheme}://{base.netloc}", f"{caller.scheme}://{caller.host}")
+        return origin in (f"{base.scheme}://{base.netloc}", f"{way.scheme}://{way.host}")
 
 
 def _override(request: StreamingRequest) -> None:

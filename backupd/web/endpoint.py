@@ -20,8 +20,17 @@ from twisted.logger import Logger
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from backupd import errors
-from backupd.errors import BackupdError, Invalid, Unauthorized, UnsupportedMedia, UploadCut
+from backupd.errors import (
+    BackupdError,
+    Forbidden,
+    Invalid,
+    Unauthorized,
+    UnsupportedMedia,
+    UploadCut,
+)
 from backupd.service import BackupService
+from backupd.trust.caller import Caller, Kind
+from backupd.trust.peers import Right
 from backupd.waiting import shielded
 from backupd.web import messages
 from backupd.web.site import StreamingRequest
@@ -34,6 +43,7 @@ __all__ = [
     "Who",
     "error_handlers",
     "page_arguments",
+    "peer_argument",
     "problem",
     "refusal",
     "state_argument",
@@ -51,6 +61,7 @@ STATUS: dict[type[BackupdError], int] = {
     errors.NoSuchBackup: 404,
     errors.NoSuchUpload: 404,
     errors.NoSuchEntry: 404,
+    errors.NoSuchPeer: 404,
     errors.Ambiguous: 409,
     errors.WrongState: 409,
     errors.AlreadyStored: 409,
@@ -73,11 +84,30 @@ STATUS: dict[type[BackupdError], int] = {
 
 
 class Who(Enum):
-    """Who may call an endpoint; in open mode everyone local may but what the operator does."""
+    """Who may call an endpoint; in open mode everyone local may but what the operator does.
 
-    ANYONE = "anyone"
-    HOLDER = "the holder of the capability in the path"
+    A path with a capability in it is open to whoever holds that.
+    """
+
+    EVERYBODY = "everybody, without a token"
+    ANYONE = "any peer"
+    SENDER = "a peer that may send"
+    RESTORER = "a peer that may restore"
+    DELETER = "a peer that may delete"
+    HOLDER = "the holder of the capability in the path; without one, a peer that may send"
     OPERATOR = "the operator, by the control token"
+
+
+_CAPABILITIES = frozenset({"capability", "token"})
+"""What parts of a path are called that only who was given them can know."""
+
+_RIGHTS = {
+    Who.SENDER: Right.SEND,
+    Who.RESTORER: Right.RESTORE,
+    Who.DELETER: Right.DELETE,
+    Who.HOLDER: Right.SEND,
+    Who.OPERATOR: Right.ADMIN,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +121,10 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What a handler gets beside its message: the query, each name once."""
+    """What a handler gets beside its message: the query, each name once, and who is calling."""
 
     query: Mapping[str, str]
+    caller: Caller
 
 
 Handler = Callable[..., Awaitable[Answer]]
@@ -140,7 +171,7 @@ class Api:
 
         def decorate(handler: Handler) -> Handler:
             async def serve(request: StreamingRequest, **parts: Any) -> bytes:
-                arguments: list[Any] = [Call(_query(request))]
+                arguments: list[Any] = [Call(_query(request), request.caller)]
                 if takes is not None:
                     arguments.append(await read_message(request, takes))
                 answer = handler(*arguments, **parts)
@@ -189,7 +220,7 @@ async def _guarded(
     parts: dict[str, Any],
 ) -> bytes:
     try:
-        authorise(service, request, who)
+        authorise(request.caller, who, holder=not _CAPABILITIES.isdisjoint(parts))
         return await serve(request, **parts)
     except CancelledError:
         raise
@@ -215,17 +246,25 @@ def _cut(request: StreamingRequest, error: BackupdError, incident: str) -> bytes
     return b""
 
 
-def authorise(service: BackupService, request: StreamingRequest, who: Who) -> None:
-    """Raises `Unauthorized` unless the caller may do this."""
-    if who is not Who.OPERATOR:
+def authorise(caller: Caller, who: Who, *, holder: bool = False) -> None:
+    """Raises `Unauthorized` or `Forbidden` unless the caller may do this.
+
+    ``holder`` is whether there is a capability in the path; whether it is the right one shows when
+    it is looked up.
+    """
+    if who is Who.EVERYBODY or (who is Who.HOLDER and holder):
         return
-    given = request.getHeader("authorization") or ""
-    scheme, _, token = given.partition(" ")
-    if scheme.lower() != "bearer" or not service.own.is_token(token.strip()):
+    right = _RIGHTS.get(who)
+    if caller.kind is not Kind.STRANGER and (right is None or caller.may(right)):
+        return
+    if caller.kind is Kind.PEER:
+        raise Forbidden(f"Peer {caller.name} has not the right to do this here: {who.value} may.")
+    if who is Who.OPERATOR or caller.kind is Kind.LOCAL:
         raise Unauthorized(
             "This needs the control token, as 'Authorization: Bearer …'; it lies in "
             ".backupd/control-token under the root."
         )
+    raise Unauthorized("This needs the token of a peer, as 'Authorization: Bearer …'.")
 
 
 async def read_message(request: StreamingRequest, kind: type[Any]) -> Any:
@@ -270,6 +309,14 @@ def page_arguments(call: Call) -> tuple[int, int]:
             raise Invalid(name, f"must be a whole number from 0 to {most}")
         numbers.append(int(text))
     return numbers[0], max(1, numbers[1])
+
+
+def peer_argument(call: Call) -> str | None:
+    """The only peer whose things are listed; None for everybody's, which not every caller sees."""
+    asked, scope = call.query.get("peer"), call.caller.scope
+    if scope is None or asked == scope:
+        return asked
+    return scope if asked is None else ""
 
 
 def state_argument(call: Call, states: Mapping[str, bool]) -> bool | None:
@@ -378,10 +425,14 @@ def _defect(incident: str) -> Answer:
 
 
 def error_handlers(app: Klein) -> None:
-    """What routing itself refuses: 404, and 405 with ``Allow``."""
+    """What routing itself refuses: 404, and 405 with ``Allow``; a stranger gets 401."""
 
     def refused(request: Any, failure: Any) -> bytes:
         error = failure.value
+        try:
+            authorise(request.caller, Who.ANYONE)
+        except Unauthorized as stranger:
+            return write(request, problem(stranger))
         headers: dict[str, str] = {}
         if isinstance(error, MethodNotAllowed):
             headers["Allow"] = ", ".join(sorted(error.valid_methods or []))

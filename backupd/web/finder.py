@@ -17,34 +17,49 @@ from backupd.requests import (
     live,
 )
 from backupd.service import BackupService
+from backupd.trust.caller import STRANGER, Caller
 
 __all__ = ["Finder", "uploadable"]
+
+NO_REQUEST = "This link belongs to no backup request."
 
 LINK_MEMORY = 7 * 86400.0
 """Seconds for which the links of an ended request go on answering."""
 
 
 class Finder:
-    """Finds the request that a link or a video stands for."""
+    """Finds the request that a link or a video stands for, among those that the caller sees."""
 
     def __init__(self, service: BackupService) -> None:
         self._service = service
 
-    async def by_capability(self, capability: str) -> BackupRequest:
-        """Raises `NoSuchRequest`, also when it ended too long ago."""
-        request = await self._service.ledger.by_capability(capability)
-        if not hmac.compare_digest(request.ask.capability.encode(), capability.encode()):
-            raise NoSuchRequest("This link belongs to no backup request.")
-        return self._remembered(request)
+    async def by_capability(self, capability: str, caller: Caller = STRANGER) -> BackupRequest:
+        """Raises `NoSuchRequest`, also when it ended too long ago.
 
-    async def by_video(self, video: VideoId) -> BackupRequest:
+        A capability is enough; but a peer that shows its token besides does not use another's.
+        """
+        request = await self._service.ledger.by_capability(capability)
+        if not hmac.compare_digest(request.ask.capability.encode(), capability.encode()) or (
+            caller.peer is not None and not caller.sees(request.ask.peer)
+        ):
+            raise NoSuchRequest(NO_REQUEST)
+        return self._remembered(self.still_in(request))
+
+    def still_in(self, request: BackupRequest) -> BackupRequest:
+        """Raises `NoSuchRequest` when its peer was revoked."""
+        peer = self._service.peers.find(request.ask.peer)
+        if peer is not None and peer.state == "revoked":
+            raise NoSuchRequest(NO_REQUEST)
+        return request
+
+    async def by_video(self, video: VideoId, caller: Caller) -> BackupRequest:
         """The one live request for a video, else the last that ended. Raises `Ambiguous`."""
-        found = await self._service.ledger.live_for(video, None, 2)
+        found = await self._service.ledger.live_for(video, caller.scope, 2)
         if len(found) > 1:
             raise Ambiguous(f"Several requests for video {video} are alive; use the link of one.")
         if found:
             return found[0]
-        return self._remembered(await self._service.ledger.last_ended(video))
+        return self._remembered(await self._service.ledger.last_ended(video, caller.scope))
 
     def _remembered(self, request: BackupRequest) -> BackupRequest:
         if isinstance(request, Stored | Expired | Cancelled | Failed):

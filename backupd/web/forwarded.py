@@ -16,7 +16,7 @@ from twisted.web.http import Request
 
 from backupd.settings import UNIX
 
-__all__ = ["Caller", "Proxies"]
+__all__ = ["Proxies", "Way"]
 
 Address = IPv4Address | IPv6Address
 _HOPS = 32
@@ -24,8 +24,8 @@ _HOPS = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Caller:
-    """Where a request comes from, and what it was sent to."""
+class Way:
+    """Which way a request came: from where, and what it was sent to."""
 
     address: str
     """The client's address; ``unix`` when it came by a socket in the file system."""
@@ -47,16 +47,16 @@ class Proxies:
             else:
                 self._networks.append(ip_network(text))
 
-    def caller(self, request: Request) -> Caller:
-        """Who sent this request."""
+    def way(self, request: Request) -> Way:
+        """Where this request comes from."""
         peer = request.getClientAddress()
         nearest = _address(peer.host) if isinstance(peer, TcpAddress | Tcp6Address) else None
         here = UNIX if nearest is None else str(nearest)
         scheme, host = "https" if request.isSecure() else "http", request.getHeader("host")
         if not self._trusts(nearest):
-            return Caller(here, scheme, host)
+            return Way(here, scheme, host)
         said = _last(request, "x-forwarded-proto").lower()
-        return Caller(
+        return Way(
             self._client(request) or here,
             said if said in ("http", "https") else scheme,
             _last(request, "x-forwarded-host") or host,

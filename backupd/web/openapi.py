@@ -42,9 +42,22 @@ def document(operations: Sequence[Operation]) -> dict[str, Any]:
             "schemas": schemas,
             "securitySchemes": {
                 "controlToken": {"type": "http", "scheme": "bearer"},
+                "peerToken": {"type": "http", "scheme": "bearer"},
             },
         },
     }
+
+
+_CONTROL: dict[str, list[str]] = {"controlToken": []}
+_PEER: dict[str, list[str]] = {"peerToken": []}
+_SECURITY: dict[Who, list[dict[str, list[str]]]] = {
+    Who.OPERATOR: [_CONTROL],
+    Who.DELETER: [_CONTROL, _PEER],
+    # Without any in open mode.
+    Who.ANYONE: [_CONTROL, _PEER, {}],
+    Who.SENDER: [_CONTROL, _PEER, {}],
+    Who.RESTORER: [_CONTROL, _PEER, {}],
+}
 
 
 def _operation(one: Operation) -> dict[str, Any]:
@@ -66,8 +79,8 @@ def _operation(one: Operation) -> dict[str, Any]:
         ]
     if one.takes is not None:
         told["requestBody"] = {"required": True} | _content(one.takes)
-    if one.who is Who.OPERATOR:
-        told["security"] = [{"controlToken": []}]
+    if one.who in _SECURITY:
+        told["security"] = _SECURITY[one.who]
     return told
 
 

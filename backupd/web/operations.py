@@ -6,14 +6,22 @@ from collections.abc import Sequence
 
 from twisted.logger import Logger
 
-from backupd.errors import BackupdError, LedgerFailed
-from backupd.requests import Cancelled, ended
+from backupd.errors import BackupdError, LedgerFailed, NoSuchRequest
+from backupd.requests import Backup, BackupRequest, Cancelled, ended
 from backupd.service import BackupService
 from backupd.sizes import format_size
 from backupd.waiting import go_on
 from backupd.web import messages
-from backupd.web.endpoint import Answer, Api, Call, Who, page_arguments, state_argument
-from backupd.web.views import backup_view, entry_view, request_view
+from backupd.web.endpoint import (
+    Answer,
+    Api,
+    Call,
+    Who,
+    page_arguments,
+    peer_argument,
+    state_argument,
+)
+from backupd.web.views import backup_view, entry_view, request_view, seen_backup
 
 __all__ = ["routes"]
 
@@ -39,7 +47,7 @@ def _health(api: Api) -> None:
         "/healthz",
         says="Whether the daemon is alive.",
         gives=messages.Health,
-        who=Who.ANYONE,
+        who=Who.EVERYBODY,
     )
     async def healthz(call: Call) -> Answer:
         return Answer(messages.Health(status="ok"))
@@ -70,6 +78,13 @@ def _health(api: Api) -> None:
 def _requests(api: Api) -> None:
     service = api.service
 
+    async def asked(call: Call, request_id: str) -> BackupRequest:
+        """The request, if the caller sees it. Raises `NoSuchRequest`."""
+        request = await service.ledger.request(request_id)
+        if not call.caller.sees(request.ask.peer):
+            raise NoSuchRequest(f"There is no backup request {request_id}.")
+        return request
+
     @api.endpoint(
         "GET",
         "/api/v1/backup/requests",
@@ -81,7 +96,7 @@ def _requests(api: Api) -> None:
         after, limit = page_arguments(call)
         live = state_argument(call, {"live": True, "ended": False})
         page = await service.ledger.requests(
-            live=live, peer=call.query.get("peer"), after=after, limit=limit
+            live=live, peer=peer_argument(call), after=after, limit=limit
         )
         views = [
             await request_view(service, request, placed=number < MAX_PLACED)
@@ -97,7 +112,7 @@ def _requests(api: Api) -> None:
         who=Who.ANYONE,
     )
     async def request(call: Call, request_id: str) -> Answer:
-        return Answer(await request_view(service, await service.ledger.request(request_id)))
+        return Answer(await request_view(service, await asked(call, request_id)))
 
     @api.endpoint(
         "DELETE",
@@ -119,13 +134,16 @@ def _requests(api: Api) -> None:
 def _backups(api: Api) -> None:
     service = api.service
 
+    async def kept(call: Call, backup_id: str) -> Backup:
+        return await seen_backup(service, call.caller, backup_id)
+
     @api.endpoint(
         "GET", "/api/v1/backups", says="What is kept.", gives=messages.BackupList, who=Who.ANYONE
     )
     async def backups(call: Call) -> Answer:
         after, limit = page_arguments(call)
         page = await service.ledger.backups(
-            peer=call.query.get("peer"),
+            peer=peer_argument(call),
             video=call.query.get("videoId"),
             after=after,
             limit=limit,
@@ -141,17 +159,18 @@ def _backups(api: Api) -> None:
         who=Who.ANYONE,
     )
     async def backup(call: Call, backup_id: str) -> Answer:
-        return Answer(backup_view(service, await service.ledger.backup(backup_id)))
+        return Answer(backup_view(service, await kept(call, backup_id)))
 
     @api.endpoint(
         "DELETE",
         "/api/v1/backups/<backup_id>",
         says="Delete a kept backup.",
         gives=messages.BackupView,
-        who=Who.OPERATOR,
+        who=Who.DELETER,
         unbreakable=True,
     )
     async def delete(call: Call, backup_id: str) -> Answer:
+        await kept(call, backup_id)
         return Answer(backup_view(service, await service.keeper.delete(backup_id)))
 
     @api.endpoint(

@@ -8,6 +8,7 @@ from typing import Any
 from werkzeug.http import parse_options_header
 
 from backupd.errors import (
+    Forbidden,
     Invalid,
     OffsetMismatch,
     Over,
@@ -24,6 +25,7 @@ from backupd.requests import (
 )
 from backupd.service import BackupService
 from backupd.sizes import MAX_SIZE, format_size, parse_size
+from backupd.trust.caller import Caller
 from backupd.waiting import shielded
 from backupd.web import messages
 from backupd.web.digests import digests
@@ -45,6 +47,8 @@ from backupd.web.tus_headers import check_of, is_tus, offset_of, standing, total
 
 __all__ = ["routes"]
 
+LINK = "linkForServerAtoNoticeServerBWhenServerAIsReady"
+
 
 def routes(api: Api) -> None:
     """Register the endpoints."""
@@ -64,17 +68,15 @@ def _can_accept(api: Api) -> None:
         "/api/v1/backup/can-accept-backup",
         says="Ask for room for a video.",
         gives=messages.CanAcceptAnswer,
-        who=Who.ANYONE,
+        who=Who.SENDER,
         takes=messages.CanAccept,
         unbreakable=True,
     )
     async def can_accept(call: Call, message: messages.CanAccept) -> Answer:
         size = _size(message.disk_empty_space_require)
-        check_link("linkForServerAtoNoticeServerBWhenServerAIsReady", message.link)
-        check_loopback("linkForServerAtoNoticeServerBWhenServerAIsReady", message.link)
-        origin = origin_of(message.link)
+        peer, origin = _called_back(call.caller, message.link)
         decision = await service.admission.ask(
-            peer=origin,
+            peer=peer,
             origin=origin,
             video=message.video_id,
             size=size,
@@ -101,6 +103,23 @@ def _can_accept(api: Api) -> None:
         )
 
 
+def _called_back(caller: Caller, link: str) -> tuple[str, str]:
+    """Whose request it is, and the origin that it is called back on.
+
+    Raises `Invalid`, `Forbidden`. Which addresses that origin has is looked at when it is called.
+    """
+    check_link(LINK, link)
+    origin = origin_of(link)
+    if caller.peer is None:
+        check_loopback(LINK, link)
+        return origin, origin
+    if origin not in caller.peer.origins:
+        raise Forbidden(
+            f"{LINK} must be on an origin of peer {caller.name}; {origin} is none of them."
+        )
+    return caller.name, origin
+
+
 def _size(said: str | int) -> int:
     member = "diskEmptySpaceRequire"
     if isinstance(said, int):
@@ -124,7 +143,8 @@ def _receive(api: Api) -> None:
     create = speaks_tus(create_here)
 
     async def post(request: StreamingRequest, capability: str | None = None) -> bytes:
-        known = None if capability is None else await find.by_capability(capability)
+        caller = request.caller
+        known = None if capability is None else await find.by_capability(capability, caller)
         if known is not None and request.method == b"POST" and is_tus(request):
             return await create(request, target=known)
         kind = media_type(request)
@@ -135,15 +155,15 @@ def _receive(api: Api) -> None:
         refuse_coding(request)
         if kind == "multipart/form-data" and request.method == b"POST":
             return await _form(service, find, request, known)
-        target = known or await find.by_video(_named_video(request))
+        target = known or await find.by_video(_named_video(request), request.caller)
         return await _raw(service, request, target)
 
     async def head(request: StreamingRequest, capability: str) -> bytes:
-        target = uploadable(await find.by_capability(capability))
+        target = uploadable(await find.by_capability(capability, request.caller))
         return write(request, Answer(None, 200, await _standing(service, target)))
 
     async def patch(request: StreamingRequest, capability: str) -> bytes:
-        target = uploadable(await find.by_capability(capability))
+        target = uploadable(await find.by_capability(capability, request.caller))
         if media_type(request) != "application/offset+octet-stream":
             raise UnsupportedMedia("PATCH takes application/offset+octet-stream.")
         refuse_coding(request)
@@ -184,7 +204,7 @@ async def _start(
     message: messages.Start = await read_message(request, messages.Start)
     if known is not None and not same_video(known.ask.video, message.video_id):
         raise Invalid("videoId", "is not the video that this link is for")
-    target = uploadable(known or await find.by_video(message.video_id))
+    target = uploadable(known or await find.by_video(message.video_id, request.caller))
     await shielded(service.intake.announce(target.ask.request_id))
     return write(
         request,
@@ -234,8 +254,8 @@ async def _form(
         field = await form.find_video()
         if field is None:
             raise Invalid("videoId", "must come before the file, or in the query")
-        known = await find.by_video(field)
-    target = uploadable(known or await find.by_video(_named_video(request)))
+        known = await find.by_video(field, request.caller)
+    target = uploadable(known or await find.by_video(_named_video(request), request.caller))
     form.expect(target.ask.video)
     if length is not None and length > target.ask.size + FRAMING:
         raise TooLarge(
@@ -343,11 +363,11 @@ def _complete(api: Api) -> None:
         call: Call, message: messages.Complete, capability: str | None = None
     ) -> Answer:
         if capability is not None:
-            target = await find.by_capability(capability)
+            target = await find.by_capability(capability, call.caller)
             if not same_video(target.ask.video, message.video_id):
                 raise Invalid("videoId", "is not the video that this link is for")
         else:
-            target = await find.by_video(message.video_id)
+            target = await find.by_video(message.video_id, call.caller)
         request_id = target.ask.request_id
         if not message.success:
             await service.keeper.give_up(request_id)

@@ -44,7 +44,7 @@ def make_site(service: BackupService) -> BackupSite:
             path=redacted(request.path.decode("ascii", "replace")),
             status=request.code,
             seconds=seconds,
-            client=request.caller.address if request.caller else "-",
+            client=request.way.address if request.way else "-",
         )
 
     resource = make_resource(service, metrics)

@@ -26,6 +26,7 @@ from backupd.service import BackupService
 from backupd.waiting import shielded
 from backupd.web.endpoint import Api, Who, refusal, write
 from backupd.web.site import StreamingRequest
+from backupd.web.views import seen_backup
 
 __all__ = ["routes"]
 
@@ -51,7 +52,7 @@ def routes(api: Api) -> None:
     service = api.service
 
     async def content(request: StreamingRequest, backup_id: str) -> bytes:
-        backup = await service.ledger.backup(backup_id)
+        backup = await seen_backup(service, request.caller, backup_id)
         valve = _Valve(request)
         # The work on the file goes on to its end when the client leaves: a step that runs in a
         # thread cannot be stopped, and what it opened or still reads has to be closed after it.
@@ -69,7 +70,7 @@ def routes(api: Api) -> None:
         "GET",
         "/api/v1/backups/<backup_id>/content",
         content,
-        who=Who.ANYONE,
+        who=Who.RESTORER,
         says="The bytes, whole or in ranges; HEAD too.",
         gives="application/octet-stream",
     )

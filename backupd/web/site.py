@@ -31,7 +31,8 @@ from twisted.web.resource import IResource
 from twisted.web.server import Request, Site
 
 from backupd.errors import TooLarge, UploadCut
-from backupd.web.forwarded import Caller
+from backupd.trust.caller import STRANGER, Caller
+from backupd.web.forwarded import Way
 
 __all__ = ["HIGH_WATER", "BackupSite", "Body", "StreamingRequest"]
 
@@ -211,8 +212,11 @@ class StreamingRequest(Request):
 
     body: Body
     channel: _Channel
-    caller: Caller | None = None
+    caller: Caller = STRANGER
     """Who asks; the guard finds it out."""
+
+    way: Way | None = None
+    """Where it comes from; the guard finds it out."""
 
     def __init__(self, channel: _Channel, *args: Any, **named: Any) -> None:
         super().__init__(channel, *args, **named)

@@ -25,6 +25,7 @@ from backupd.receiver.transfer import Outcome
 from backupd.requests import Ask, BackupRequest, Cancelled, Live, Received, Stored, Storing
 from backupd.service import BackupService
 from backupd.sizes import MAX_SIZE, format_size
+from backupd.trust.caller import STRANGER
 from backupd.waiting import shielded
 from backupd.web.cors import preflight
 from backupd.web.digests import digests
@@ -52,7 +53,7 @@ OFFSET = "application/offset+octet-stream"
 LINK = "/api/v1/backup/receive-backup/<capability>"
 DIRECT = "/api/v1/uploads"
 LOCAL = "local"
-"""Whose a direct upload is while no peers are configured."""
+"""Whose a direct upload is when no peer sends it: anybody's in open mode, the operator's."""
 
 Serve = Callable[..., Awaitable[bytes]]
 
@@ -86,7 +87,7 @@ def routes(api: Api) -> None:
     async def direct(token: str) -> tuple[BackupRequest, Upload | None]:
         try:
             upload = await service.ledger.upload_by_token(token)
-            return await service.ledger.request(upload.request_id), upload
+            return find.still_in(await service.ledger.request(upload.request_id)), upload
         except NoSuchRequest:
             request = await find.by_capability(token)
         if not request.ask.direct:
@@ -105,17 +106,20 @@ def routes(api: Api) -> None:
         "POST",
         DIRECT,
         speaks_tus(create),
-        who=Who.ANYONE,
+        who=Who.SENDER,
         says="Begin a direct upload: admission, offer and creation in one step (tus 1.0.0).",
         takes=OFFSET,
     )
 
     async def link_options(request: StreamingRequest, capability: str, **rest: str) -> bytes:
-        target = await find.by_capability(capability)
+        target = await find.by_capability(capability, request.caller)
         return _options(service, request, target.ask.size)
 
     async def direct_options(request: StreamingRequest, **rest: str) -> bytes:
-        room = await service.off(service.storage.capacity)
+        # A browser asks this without a token; how large the volume is, is for who shows one.
+        room = MAX_SIZE
+        if request.caller is not STRANGER:
+            room = await service.off(service.storage.capacity)
         return _options(service, request, min(MAX_SIZE, room))
 
     for url, serve in (
@@ -124,7 +128,7 @@ def routes(api: Api) -> None:
         (DIRECT, direct_options),
         (f"{DIRECT}/<token>", direct_options),
     ):
-        api.route("OPTIONS", url, serve, who=Who.HOLDER, says="What of tus is spoken here.")
+        api.route("OPTIONS", url, serve, who=Who.EVERYBODY, says="What of tus is spoken here.")
 
 
 def _options(service: BackupService, request: StreamingRequest, most: int) -> bytes:
@@ -167,7 +171,7 @@ async def _create_direct(service: BackupService, find: Find, request: StreamingR
     if creation.length is None:
         raise Invalid("Upload-Defer-Length", "cannot be used here: room is asked for at once")
     video = None if creation.partial else _video(creation)
-    ask = _ask(service, creation, video, creation.length)
+    ask = _ask(service, request, creation, video, creation.length)
     decision = await shielded(service.admission.ask_direct(ask))
     if decision.request is None:
         return write(request, _refused(decision, creation.length))
@@ -191,6 +195,8 @@ async def _join_direct(
     found = [await find(_last(url, "uploads/")) for url in creation.parts]
     parts = []
     for owner, part in found:
+        if owner.ask.peer != _peer(request):
+            raise NoSuchUpload("A part that Upload-Concat names is not one of this link.")
         if part is None:
             return await _joined_before(service, request, owner)
         parts.append(part)
@@ -202,7 +208,7 @@ async def _join_direct(
             alive.ask.request_id, [part.upload_id for part in parts], _described(creation)
         )
     else:
-        ask = _ask(service, creation, video, sum(part.length or 0 for part in parts))
+        ask = _ask(service, request, creation, video, sum(part.length or 0 for part in parts))
         alive, final = await shielded(
             service.resources.join_direct(ask, parts, _described(creation))
         )
@@ -210,9 +216,15 @@ async def _join_direct(
     return await _joined(service, request, alive, final, service.links.direct(alive.ask.capability))
 
 
-def _ask(service: BackupService, creation: Creation, video: str | None, size: int) -> Ask:
+def _ask(
+    service: BackupService,
+    request: StreamingRequest,
+    creation: Creation,
+    video: str | None,
+    size: int,
+) -> Ask:
     return service.admission.direct_ask(
-        peer=LOCAL,
+        peer=_peer(request),
         video=video,
         size=size,
         file_name=_said(creation, "filename"),
@@ -221,6 +233,11 @@ def _ask(service: BackupService, creation: Creation, video: str | None, size: in
         metadata=creation.metadata,
         concat=creation.concat,
     )
+
+
+def _peer(request: StreamingRequest) -> str:
+    peer = request.caller.peer
+    return LOCAL if peer is None else peer.name
 
 
 def _creation(request: StreamingRequest) -> Creation:

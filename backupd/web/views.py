@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from msgspec import UNSET
 
+from backupd.errors import NoSuchBackup
 from backupd.interfaces import Entry
 from backupd.requests import (
     Backup,
@@ -20,9 +21,18 @@ from backupd.requests import (
     state_name,
 )
 from backupd.service import BackupService
+from backupd.trust.caller import Caller
 from backupd.web.messages import BackupView, EntryView, RequestView, timestamp
 
-__all__ = ["backup_view", "entry_view", "request_view"]
+__all__ = ["backup_view", "entry_view", "request_view", "seen_backup"]
+
+
+async def seen_backup(service: BackupService, caller: Caller, backup_id: str) -> Backup:
+    """A kept backup, if the caller sees it. Raises `NoSuchBackup`."""
+    backup = await service.ledger.backup(backup_id)
+    if not caller.sees(backup.peer):
+        raise NoSuchBackup(f"There is no backup {backup_id}.")
+    return backup
 
 
 def backup_view(service: BackupService, backup: Backup) -> BackupView:

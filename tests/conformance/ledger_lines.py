@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+
+from backupd.errors import NoSuchRequest
 from backupd.requests import (
     Cancelled,
     Offered,
@@ -60,14 +63,18 @@ class LineTests(LedgerCase):
         assert [r.ask.request_id[-1] for r in result_of(self.ledger.all_live())] == [*"3456"]
 
     def test_last_ended(self) -> None:
-        """Of several that have ended for a video, the last answers for it."""
+        """Of several that have ended for a video, the last answers for it, or a peer's last."""
         for name, age in (("1", 5.0), ("2", 1.0), ("3", 9.0)):
-            self.admit(name, video=2)
+            self.admit(name, video=2, peer=f"http://localhost:300{int(name) % 2}")
             self.change(
                 name,
                 lambda r, a=age: ended(r, Cancelled, reason="no", now=NOW - a),  # type: ignore[misc]
             )
-        assert result_of(self.ledger.last_ended("2")).ask.request_id == "request-2"
+        assert result_of(self.ledger.last_ended("2", None)).ask.request_id == "request-2"
+        odd = self.ledger.last_ended(2, "http://localhost:3001")
+        assert result_of(odd).ask.request_id == "request-1"
+        with pytest.raises(NoSuchRequest):
+            result_of(self.ledger.last_ended(2, "http://localhost:3009"))
         assert result_of(self.ledger.live_for(2, None, 10)) == []
 
     def test_given_up(self) -> None:

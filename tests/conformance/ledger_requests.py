@@ -217,7 +217,7 @@ class RequestTests(LedgerCase):
             with pytest.raises(NoSuchRequest):
                 result_of(self.ledger.by_capability(capability))
         with pytest.raises(NoSuchRequest):
-            result_of(self.ledger.last_ended("1"))
+            result_of(self.ledger.last_ended("1", None))
 
     def test_release(self) -> None:
         """Every way out gives the room back, once, and forgets the uploads."""

@@ -77,7 +77,7 @@ QUESTIONS: dict[str, Ask] = {
     "by_capability": lambda ledger: ledger.by_capability("capability-1"),
     "live_for": lambda ledger: ledger.live_for("1", None, 2),
     "live_for a peer": lambda ledger: ledger.live_for("1", "peer-1", 2),
-    "last_ended": lambda ledger: ledger.last_ended("29"),
+    "last_ended": lambda ledger: ledger.last_ended("29", None),
     "position": position,
     "uploads": lambda ledger: ledger.uploads("request-1"),
     "admit": lambda ledger: ledger.admit(an_ask("new"), plenty, now=NOW, max_pending=99),

@@ -65,7 +65,8 @@ class Plain:
         self.lines: list[str] = []
         self._serve = serve
         self._listening = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._listening.getsockname()[1]}"
+        self.port: int = self._listening.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
         self._thread = threading.Thread(target=self._run)
 
     def _run(self) -> None:

@@ -11,6 +11,7 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
 from backupd.errors import PeerFailed, UploadCut
+from backupd.requests import Ask
 
 __all__ = ["DEAD", "Answer", "ManualOff", "Offers", "ScriptedSource", "sync"]
 
@@ -135,7 +136,6 @@ class Answer:
 class _Sent:
     link: str
     body: bytes
-    headers: dict[str, str]
     at: float
     answer: Deferred[Answer]
     out: bool = False
@@ -150,8 +150,9 @@ class Offers:
         """By the beginning of the link; None lets the offer wait. 202 unless said."""
         self.sent: list[_Sent] = []
 
-    async def __call__(self, link: str, body: bytes, headers: dict[str, str]) -> Answer:
-        sent = _Sent(link, body, headers, self._clock.seconds(), Deferred())
+    async def __call__(self, ask: Ask, body: bytes) -> Answer:
+        link = ask.callback
+        sent = _Sent(link, body, self._clock.seconds(), Deferred())
         self.sent.append(sent)
         found: Answer | Exception | None = Answer(202)
         for beginning, answer in self.answers.items():

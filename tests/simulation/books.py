@@ -343,11 +343,13 @@ class Books:
         ]
         return found[:limit]
 
-    def last_ended(self, video: VideoId) -> BackupRequest:
+    def last_ended(self, video: VideoId, peer: str | None) -> BackupRequest:
         ended = [
             row.request
             for row in self.rows.values()
-            if not isinstance(row.request, ALIVE) and same_video(row.request.ask.video, video)
+            if not isinstance(row.request, ALIVE)
+            and same_video(row.request.ask.video, video)
+            and peer in (None, row.request.ask.peer)
         ]
         if not ended:
             raise NoSuchRequest(f"No backup request for video {video} is alive.")

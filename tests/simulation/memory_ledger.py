@@ -119,8 +119,8 @@ class MemoryLedger:
     def live_for(self, video: VideoId, peer: str | None, limit: int) -> Deferred[list[Live]]:
         return self._read(lambda b: b.live_for(video, peer, limit))
 
-    def last_ended(self, video: VideoId) -> Deferred[BackupRequest]:
-        return self._read(lambda b: b.last_ended(video))
+    def last_ended(self, video: VideoId, peer: str | None) -> Deferred[BackupRequest]:
+        return self._read(lambda b: b.last_ended(video, peer))
 
     def requests(
         self, *, live: bool | None, peer: str | None, after: int, limit: int

@@ -14,7 +14,9 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransportWithDisconnection
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
+from twisted.web.resource import IResource, Resource
 
+from backupd.trust.caller import LOCAL
 from backupd.web.site import BackupSite, StreamingRequest
 
 SIZED = b"PUT /up?x=1 HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n"
@@ -41,6 +43,20 @@ class Transport(StringTransportWithDisconnection):
         self.stuck = False
         self.disconnecting = True
         super().loseConnection()
+
+
+class AsLocal(Resource):
+    """Stands where the guard stands, and lets everybody through as in open mode."""
+
+    isLeaf = True  # noqa: N815
+
+    def __init__(self, inner: IResource) -> None:
+        super().__init__()
+        self._inner = inner
+
+    def render(self, request: StreamingRequest) -> Any:
+        request.caller = LOCAL
+        return self._inner.render(request)
 
 
 class Handlers:

@@ -14,9 +14,11 @@ from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from backupd.errors import SettingsError
 from backupd.links import Links
 from backupd.settings import Settings, load
+from backupd.trust.registry import InMemory, Peers
 from backupd.web.auth import Guard
-from backupd.web.forwarded import Caller
+from backupd.web.forwarded import Way
 from backupd.web.site import BackupSite, StreamingRequest
+from tests.receiver.fakes import sync
 from tests.web.connection import SiteCase, Transport
 
 PUBLIC = "backup.example.org"
@@ -30,11 +32,11 @@ class Echo:
     app = Klein()
 
     def __init__(self) -> None:
-        self.callers: list[Caller | None] = []
+        self.ways: list[Way | None] = []
 
     @app.route("/up", methods=["GET", "POST"])
     def up(self, request: StreamingRequest) -> bytes:
-        self.callers.append(request.caller)
+        self.ways.append(request.way)
         return b"let through"
 
 
@@ -43,12 +45,13 @@ class ForwardedCase(SiteCase):
 
     trusted: tuple[str, ...] = ("10.1.0.0/16", "fd00::/8", "unix")
 
-    def ask(self, peer: Any, *lines: str, method: str = "GET") -> tuple[int, Caller | None]:
+    def ask(self, peer: Any, *lines: str, method: str = "GET") -> tuple[int, Way | None]:
         """The status of one request from ``peer``, and whom the handler saw."""
         service: Any = SimpleNamespace(
             ready=True,
             links=Links(f"https://{PUBLIC}/behind/a/path"),
             settings=Settings(trusted_proxies=self.trusted),
+            peers=Peers(InMemory(), sync),
         )
         echo = Echo()
         site = BackupSite(Guard(service, echo.app.resource()), reactor=self.clock)
@@ -60,13 +63,13 @@ class ForwardedCase(SiteCase):
         channel.dataReceived("\r\n".join(head).encode())
         status = int(transport.value().split(b" ")[1])
         transport.abortConnection()
-        return status, echo.callers[0] if echo.callers else None
+        return status, echo.ways[0] if echo.ways else None
 
-    def caller(self, peer: Any, *lines: str) -> Caller:
-        status, caller = self.ask(peer, "Host: localhost", *lines)
+    def way(self, peer: Any, *lines: str) -> Way:
+        status, way = self.ask(peer, "Host: localhost", *lines)
         assert status == 200
-        assert caller is not None
-        return caller
+        assert way is not None
+        return way
 
 
 class TrustedCase(ForwardedCase):
@@ -84,30 +87,30 @@ class TrustedCase(ForwardedCase):
             ("::ffff:192.0.2.7", "192.0.2.7"),
         ):
             for proxy in (PROXY, LOCAL_PROXY, IPv6Address("TCP", "::ffff:10.1.2.3", 1)):
-                assert self.caller(proxy, f"X-Forwarded-For: {said}").address == address
+                assert self.way(proxy, f"X-Forwarded-For: {said}").address == address
 
     def test_what_the_client_itself_wrote(self) -> None:
         """Proxies append: what stands before the first stranger is the stranger's invention."""
         lie = "X-Forwarded-For: 203.0.113.9, 192.0.2.7, 10.1.0.5"
-        assert self.caller(PROXY, lie).address == "192.0.2.7"
+        assert self.way(PROXY, lie).address == "192.0.2.7"
         lines = ("X-Forwarded-For: 203.0.113.9", "X-Forwarded-For: 192.0.2.7")
-        assert self.caller(PROXY, *lines).address == "192.0.2.7"
+        assert self.way(PROXY, *lines).address == "192.0.2.7"
 
     def test_a_chain_of_believed_proxies_only(self) -> None:
         """The first of it is the client: a machine of the proxies' own network."""
-        assert self.caller(PROXY, "X-Forwarded-For: 10.1.0.9, 10.1.0.5").address == "10.1.0.9"
+        assert self.way(PROXY, "X-Forwarded-For: 10.1.0.9, 10.1.0.5").address == "10.1.0.9"
 
     def test_nonsense_is_not_believed(self) -> None:
         """Nor what stands before it; the last that made sense is as far as we know."""
-        assert self.caller(PROXY, "X-Forwarded-For: 192.0.2.7, unknown").address == "10.1.2.3"
+        assert self.way(PROXY, "X-Forwarded-For: 192.0.2.7, unknown").address == "10.1.2.3"
         line = "X-Forwarded-For: 192.0.2.7, unknown, 10.1.0.5"
-        assert self.caller(PROXY, line).address == "10.1.0.5"
-        assert self.caller(PROXY, "X-Forwarded-For:").address == "10.1.2.3"
+        assert self.way(PROXY, line).address == "10.1.0.5"
+        assert self.way(PROXY, "X-Forwarded-For:").address == "10.1.2.3"
 
     def test_without_the_headers(self) -> None:
         """It is the proxy itself that asks."""
-        assert self.caller(PROXY) == Caller("10.1.2.3", "http", "localhost")
-        assert self.caller(LOCAL_PROXY).address == "unix"
+        assert self.way(PROXY) == Way("10.1.2.3", "http", "localhost")
+        assert self.way(LOCAL_PROXY).address == "unix"
 
     # -- host and scheme ----------------------------------------------------------------------
 
@@ -147,7 +150,7 @@ class TrustedCase(ForwardedCase):
             (IPv4Address("TCP", "10.2.0.1", 1), "10.2.0.1"),
             (IPv6Address("TCP", "::1", 1), "::1"),
         ):
-            assert self.caller(peer, *forged) == Caller(here, "http", "localhost")
+            assert self.way(peer, *forged) == Way(here, "http", "localhost")
             assert self.ask(peer, "Host: evil.example", *forged)[0] == 421
             own = ("Host: localhost:8443", "Origin: https://localhost:8443")
             assert self.ask(peer, *own, *forged, method="POST")[0] == 403
@@ -163,7 +166,7 @@ class UntrustedCase(ForwardedCase):
         line = "X-Forwarded-For: 192.0.2.7"
         loopback = IPv4Address("TCP", "127.0.0.1", 1)
         for peer, here in ((loopback, "127.0.0.1"), (LOCAL_PROXY, "unix"), (PROXY, "10.1.2.3")):
-            assert self.caller(peer, line).address == here
+            assert self.way(peer, line).address == here
 
 
 @pytest.mark.parametrize("value", ["localhost", "10.0.0.1/8", "unix:", [7], "10.0.0.0/40"])

@@ -18,7 +18,7 @@ from backupd.requests import Backup
 from backupd.web import restore
 from backupd.web.endpoint import Api
 from backupd.web.restore import READ
-from tests.web.connection import SiteCase
+from tests.web.connection import AsLocal, SiteCase
 
 SIZE = 4 * READ
 BACKUP = Backup(
@@ -78,7 +78,7 @@ class RestoreCase(SiteCase):
         )
         api = Api(service)
         restore.routes(api)
-        self.site.resource = api.app.resource()
+        self.site.resource = AsLocal(api.app.resource())
 
     async def backup(self, backup_id: str) -> Backup:
         self.asked += 1

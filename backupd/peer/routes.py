@@ -1,0 +1,72 @@
+"""How each place is reached, by what is known of the peers; and the offers that go to them."""
+
+from __future__ import annotations
+
+from twisted.internet.interfaces import IReactorTime
+
+from backupd.errors import PeerFailed
+from backupd.peer.addresses import LOOPBACK, Reach
+from backupd.peer.client import Answer, PeerClient
+from backupd.peer.connector import OPEN_ROUTE, Route
+from backupd.peer.origins import Place, origin_of
+from backupd.requests import Ask
+from backupd.trust.peers import Peer
+from backupd.trust.registry import Peers
+from backupd.trust.signing import signed
+
+__all__ = ["CallbackRoutes", "Offers", "OwnRoutes", "route_to"]
+
+
+def route_to(peer: Peer) -> Route:
+    """How this peer is reached, on any of its origins."""
+    return Route(token=peer.token, pin=peer.pin, reach=Reach.naming(peer.networks))
+
+
+class OwnRoutes:
+    """For what the operator sends: to a peer as is known of it, to anybody else without a token."""
+
+    def __init__(self, peers: Peers) -> None:
+        self._peers = peers
+
+    def __call__(self, place: Place) -> Route:
+        peer = self._peers.by_origin(place.origin)
+        return OPEN_ROUTE if peer is None else route_to(peer)
+
+
+class CallbackRoutes:
+    """For calls that others name: to peers, and without one to this machine only."""
+
+    def __init__(self, peers: Peers) -> None:
+        self._peers = peers
+
+    def __call__(self, place: Place) -> Route:
+        peer = self._peers.by_origin(place.origin)
+        return Route(reach=LOOPBACK) if peer is None else route_to(peer)
+
+
+class Offers:
+    """Sends offers, each signed with what is shared with the peer that it goes to."""
+
+    def __init__(self, client: PeerClient, peers: Peers, clock: IReactorTime) -> None:
+        self._client = client
+        self._peers = peers
+        self._clock = clock
+        self._lately: dict[str, int] = {}
+
+    def _timestamp(self, request_id: str) -> int:
+        """Now in seconds, and never twice the same for one request: that would be a replay."""
+        now = int(self._clock.seconds())
+        self._lately = {one: at for one, at in self._lately.items() if at >= now}
+        self._lately[request_id] = max(now, self._lately.get(request_id, 0) + 1)
+        return self._lately[request_id]
+
+    async def __call__(self, ask: Ask, body: bytes) -> Answer:
+        """Raises `PeerFailed`, also when the peer is out, or has no such origin any more."""
+        peer = self._peers.find(ask.peer)
+        headers: dict[str, str] = {}
+        if peer is not None:
+            if peer.state != "active" or origin_of(ask.callback) not in peer.origins:
+                raise PeerFailed(f"{ask.origin} is no origin of peer {peer.name} any more.")
+            message_id = f"msg_{ask.request_id}"
+            headers = signed(peer.signs, message_id, self._timestamp(ask.request_id), body)
+        return await self._client.offer(ask.callback, body, headers)
