@@ -167,7 +167,6 @@ class BackupService(Service):
             clock=reactor,
             settings=settings,
             new_id=chance.new_id,
-            new_capability=chance.new_capability,
         )
         self.expiry = Expiry(
             ledger=ledger,
@@ -363,7 +362,7 @@ class BackupService(Service):
             await self.outbox.stop()
             for one in (*self._looks, self._sweep):
                 await one.stop()
-            await self.intake.stop(grace)
+            await self.intake.transfers.stop(grace)
             for name, work in {
                 "what is overdue": go_on(self.expiry.stop()),
                 "what is being stored": self.intake.locks.when_idle(),

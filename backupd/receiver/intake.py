@@ -5,30 +5,25 @@ Nothing here is cancelled when a client leaves: what arrived is made durable fir
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import TypeVar
 
-from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from backupd.errors import (
     AlreadyStored,
-    Busy,
     NoSuchUpload,
-    OffsetMismatch,
-    ShuttingDown,
-    TooLarge,
     UploadHeld,
 )
 from backupd.interfaces import ILedger, IStorage, IUpload, OffThread, Source, Upload
 from backupd.receiver.digests import Check, Digests, digest_of
 from backupd.receiver.joining import Joining
 from backupd.receiver.queue import Queue
-from backupd.receiver.room import Begun, in_the_way, occupied
+from backupd.receiver.room import Begun, in_the_way, occupied, placed
 from backupd.receiver.transfer import Outcome, Transfer
+from backupd.receiver.transfers import SILENCE, Transfers, ended
 from backupd.requests import (
     BackupRequest,
     Live,
@@ -49,16 +44,8 @@ from backupd.waiting import KeyedLocks
 
 __all__ = ["Intake"]
 
-X = TypeVar("X", Transfer, Joining)
-
-SILENCE = 5.0
-"""Seconds without a byte after which a newer upload may end an older one."""
-
 PATIENCE = 30.0
 """Seconds that a direct upload waits for its turn before it is told to come back."""
-
-AT_ONCE = 16
-"""Uploads that may be under way for one turn at the same time."""
 
 
 class Intake:
@@ -85,22 +72,11 @@ class Intake:
         self._settings = settings
         self._new_id = new_id
         self.locks = KeyedLocks()
-        self._transfers: dict[str, Transfer | Joining] = {}
+        self.transfers = Transfers(clock)
         self._digests = Digests()
-        self._stopping = self._given_up = False
-        self._receiving = 0
-        self._quiet: list[Deferred[None]] = []
         self.released = 0
 
     # -- what stands ------------------------------------------------------------------------------
-
-    def _running(self, request_id: str) -> list[Transfer | Joining]:
-        return [one for one in self._transfers.values() if one.ask.request_id == request_id]
-
-    def under_way(self, request_id: str) -> int | None:
-        """Bytes that the running transfers have taken so far, None when none runs."""
-        running = self._running(request_id)
-        return sum(one.received for one in running) if running else None
 
     async def newest(self, request_id: str) -> Upload | None:
         """The newest upload of a request that can be stored by itself, whole or not."""
@@ -113,7 +89,7 @@ class Intake:
         uploads = await self._ledger.uploads(request_id)
         count = {
             one.upload_id: transfer.received
-            if (transfer := self._transfers.get(one.upload_id))
+            if (transfer := self.transfers.get(one.upload_id))
             else one.offset
             for one in uploads
         }
@@ -170,35 +146,6 @@ class Intake:
 
         return live(await self._ledger.change(ask.request_id, step, put=put), "received")
 
-    async def make_way(self, transfers: Sequence[Transfer | Joining]) -> None:
-        """End transfers that are dead or silent; raises `UploadHeld` when one is alive."""
-        for transfer in transfers:
-            if not transfer.ending:
-                if transfer.silent_for() < SILENCE:
-                    raise UploadHeld(
-                        "Another upload for this request is alive.", retry_after=SILENCE
-                    )
-                transfer.abort()
-            await self.end_of(transfer)
-
-    async def make_way_for(self, upload_id: str) -> None:
-        """End whatever sends this upload, if it is dead; raises `UploadHeld` if it is alive."""
-        transfer = self._transfers.get(upload_id)
-        if transfer is not None:
-            await self.make_way([transfer])
-
-    async def make_way_if_silent(self, upload_id: str) -> None:
-        """Whoever asks where an upload stands may go on with it: end one that is dead."""
-        transfer = self._transfers.get(upload_id)
-        if transfer is not None and (transfer.ending or transfer.silent_for() >= SILENCE):
-            await self.make_way([transfer])
-
-    async def end_of(self, transfer: Transfer | Joining) -> None:
-        """Wait until a transfer has let go."""
-        waiter: Deferred[None] = Deferred()
-        transfer.done.addCallback(lambda _: waiter.callback(None))
-        await waiter
-
     # -- receiving --------------------------------------------------------------------------------
 
     async def receive(
@@ -225,22 +172,10 @@ class Intake:
         `Upload` as it stands when a resumed upload is not whole yet, or a part. Raises before the
         first byte is read where it can.
         """
-        with self._counted():
+        with self.transfers.counted():
             await self._come(request_id)
             transfer = await self._begin(request_id, source, length, upload_id, offset, total)
             return await transfer.run(digests or {}, file_name, content_type, check)
-
-    @contextmanager
-    def _counted(self) -> Iterator[None]:
-        self._receiving += 1
-        try:
-            yield
-        finally:
-            self._receiving -= 1
-            if not self._receiving:
-                quiet, self._quiet = self._quiet, []
-                for waiter in quiet:
-                    waiter.callback(None)
 
     async def _begin(
         self,
@@ -252,32 +187,34 @@ class Intake:
         total: int | None,
     ) -> Transfer:
         async with self.locks.hold(request_id):
-            self._check_stopping()
-            uploads = await self._ledger.uploads(request_id)
-            upload = None
-            if upload_id is not None:
-                upload = next((one for one in uploads if one.upload_id == upload_id), None)
-                if upload is None:
-                    raise NoSuchUpload("This upload was ended.")
-            elif offset is not None:
-                upload = await self.newest(request_id)
-            held = self._running(request_id)
-            if upload is not None:
-                held = [one for one in held if one is self._transfers.get(upload.upload_id)]
-            await self.make_way(held)
+            self.transfers.check_open()
+            upload = await self._named(request_id, upload_id, offset)
+            if upload is None:
+                await self.transfers.make_way(self.transfers.of(request_id))
+            else:
+                await self.transfers.make_way_for(upload.upload_id)
+                # What was on its way has arrived meanwhile.
+                upload = await self._named(request_id, upload.upload_id, offset)
             request = live(await self._ledger.request(request_id), "received")
             if isinstance(request, Storing):
                 raise AlreadyStored("The backup is being stored; nothing can be added to it.")
-            self._check_number(request)
-            uploads = await self._ledger.uploads(request_id)
-            upload, room = self._placed(request, uploads, upload, length, offset, total)
+            self.transfers.check_number(request.ask.turn)
+            now = self._clock.seconds()
+            new = Upload(
+                upload_id=self._new_id(),
+                request_id=request_id,
+                length=length if offset is None else total,
+                created_at=now,
+                changed_at=now,
+            )
+            upload, room = placed(upload or new, request.ask.size, offset or 0, length, total)
             async with self._turn(request):
                 if upload.offset == 0:
                     source, upload, handle = await self._start(request, source, upload, room)
                 else:
                     await self._to_receiving(request, put=upload)
                     handle = await self._off(self._storage.reopen, upload.upload_id)
-            return self._register(
+            return self.transfers.register(
                 Transfer(
                     ledger=self._ledger,
                     storage=self._storage,
@@ -295,73 +232,16 @@ class Intake:
                 upload.upload_id,
             )
 
-    def _check_stopping(self) -> None:
-        if self._stopping:
-            raise ShuttingDown("This server is stopping; go on when it is back.", 5.0)
-
-    def _check_number(self, request: Live) -> None:
-        turn = request.ask.turn
-        if sum(one.ask.turn == turn for one in self._transfers.values()) >= AT_ONCE:
-            raise Busy(f"{AT_ONCE} uploads are under way already; end one first.", 5.0)
-
-    def _register(self, transfer: X, upload_id: str) -> X:
-        self._transfers[upload_id] = transfer
-
-        def let_go(_: object) -> None:
-            del self._transfers[upload_id]
-
-        transfer.done.addBoth(let_go)
-        if self._given_up:
-            transfer.abort()
-        return transfer
-
-    def _placed(
-        self,
-        request: Live,
-        uploads: Sequence[Upload],
-        upload: Upload | None,
-        length: int | None,
-        offset: int | None,
-        total: int | None,
-    ) -> tuple[Upload, int]:
-        """The upload that a body belongs to, a new one if need be, and how long it may become.
-
-        Raises `OffsetMismatch` and `TooLarge`.
-        """
-        size, now = request.ask.size, self._clock.seconds()
-        if offset is not None:
-            if upload is not None:
-                # What was on its way when it was looked up has arrived meanwhile.
-                known = {one.upload_id: one for one in uploads}
-                if upload.upload_id not in known:
-                    raise NoSuchUpload("This upload was ended.")
-                upload = known[upload.upload_id]
-            stands = 0 if upload is None else upload.offset
-            if stands != offset:
-                raise OffsetMismatch(stands)
-            if upload is not None and upload.whole:
-                raise TooLarge("Every byte is here already; nothing can follow.", stands)
-        if upload is None or offset is None:
-            announced = length if offset is None else total
-            upload = Upload(
-                upload_id=self._new_id(),
-                request_id=request.ask.request_id,
-                length=announced,
-                created_at=now,
-                changed_at=now,
-            )
-        elif upload.length is None and total is not None:
-            if total < upload.offset:
-                raise TooLarge(f"{total} bytes are not what can follow {upload.offset}.", size)
-            upload = replace(upload, length=total)
-        most = size if upload.length is None else upload.length
-        if most > size:
-            raise TooLarge(f"{most} bytes are more than the {size} that were reserved.", size)
-        if length is not None and upload.offset + length > most:
-            raise TooLarge(
-                f"{upload.offset + length} bytes are more than the {most} announced.", most
-            )
-        return upload, most
+    async def _named(
+        self, request_id: str, upload_id: str | None, offset: int | None
+    ) -> Upload | None:
+        """The upload that a body goes on with, None when it begins one. Raises `NoSuchUpload`."""
+        if upload_id is None:
+            return None if offset is None else await self.newest(request_id)
+        for upload in await self._ledger.uploads(request_id):
+            if upload.upload_id == upload_id:
+                return upload
+        raise NoSuchUpload("This upload was ended.")
 
     async def _start(
         self, request: Live, source: Source, upload: Upload, want: int
@@ -373,9 +253,9 @@ class Intake:
         ]
         if upload.length is None:
             # Beside others that are being sent, it may have what they leave.
-            busy = [one for one in uploads if one.upload_id in self._transfers]
+            busy = [one for one in uploads if one.upload_id in self.transfers]
             want = min(want, ask.size - occupied(busy))
-        drop = in_the_way(uploads, ask.size - want, self._transfers) if want > 0 else None
+        drop = in_the_way(uploads, ask.size - want, self.transfers) if want > 0 else None
         if drop is None:
             raise UploadHeld("Other uploads on this link take the room; end one first.", SILENCE)
         if any(one.sha256 is not None for one in uploads if one.upload_id in drop):
@@ -427,9 +307,9 @@ class Intake:
 
         Raises what `Joining.run` does, `UploadHeld` while it is being done.
         """
-        with self._counted():
+        with self.transfers.counted():
             async with self.locks.hold(request_id):
-                self._check_stopping()
+                self.transfers.check_open()
                 request = live(await self._ledger.request(request_id), "joined")
                 uploads = {one.upload_id: one for one in await self._ledger.uploads(request_id)}
                 final = uploads.get(final_id)
@@ -442,13 +322,14 @@ class Intake:
                     return None
                 if final.length is None:
                     final = replace(final, length=sum(part.offset for part in parts))
-                if final_id in self._transfers:
+                if final_id in self.transfers:
                     raise UploadHeld("Its parts are being joined right now.", SILENCE)
-                await self.make_way([t for p in parts if (t := self._transfers.get(p.upload_id))])
-                self._check_number(request)
+                for part in parts:
+                    await self.transfers.make_way_for(part.upload_id)
+                self.transfers.check_number(request.ask.turn)
                 async with self._turn(request):
                     await self._to_receiving(request, put=None)
-                joining = self._register(
+                joining = self.transfers.register(
                     Joining(
                         ledger=self._ledger,
                         storage=self._storage,
@@ -468,10 +349,10 @@ class Intake:
         """End uploads of a request and free their bytes; it goes on without them."""
         async with self.locks.hold(request_id):
             for upload_id in upload_ids:
-                transfer = self._transfers.get(upload_id)
+                transfer = self.transfers.get(upload_id)
                 if transfer is not None:
                     transfer.abort()
-                    await self.end_of(transfer)
+                    await ended(transfer)
             await self._ledger.change(request_id, self._without(upload_ids), drop=upload_ids)
             await self.discard(upload_ids)
 
@@ -507,9 +388,9 @@ class Intake:
             before = step(await self._ledger.request(request_id))
             if isinstance(before, Live):
                 return await self._ledger.change(request_id, step)
-            for transfer in self._running(request_id):
+            for transfer in self.transfers.of(request_id):
                 transfer.abort()
-                await self.end_of(transfer)
+                await ended(transfer)
             uploads = await self._ledger.uploads(request_id)
             changed = await self._ledger.change(request_id, step)
             if isinstance(changed, Live | Stored):
@@ -537,12 +418,12 @@ class Intake:
         """
         async with self.locks.hold(request_id):
             now, settings = self._clock.seconds(), self._settings
-            running = self._running(request_id)
+            running = self.transfers.of(request_id)
             silent = min((one.silent_for() for one in running), default=0.0)
             if silent >= settings.offer_lease:
                 for transfer in running:
                     transfer.abort()
-                    await self.end_of(transfer)
+                    await ended(transfer)
 
             def step(request: BackupRequest) -> BackupRequest:
                 if not running:
@@ -563,20 +444,3 @@ class Intake:
                 self._log.info(
                     "request {request_id}: its turn ran out, back in line", request_id=request_id
                 )
-
-    async def stop(self, grace: float) -> None:
-        """Let uploads finish for ``grace`` seconds, then checkpoint and end those that go on."""
-        self._stopping = True
-
-        def give_up() -> None:
-            self._given_up = True
-            for transfer in list(self._transfers.values()):
-                transfer.abort()
-
-        if self._receiving:
-            deadline = self._clock.callLater(grace, give_up)
-            waiter: Deferred[None] = Deferred()
-            self._quiet.append(waiter)
-            await waiter
-            if deadline.active():
-                deadline.cancel()

@@ -96,7 +96,7 @@ class Joining:
         first = self._parts.pop(0)
         await self._off(self._storage.rename, first.upload_id, self._final.upload_id)
         self._final = await self._commit(
-            replace(self._final, offset=first.offset, allocated=first.allocated), first
+            replace(self._final, offset=first.offset, allocated=first.offset), first
         )
 
     async def _commit(self, final: Upload, *gone: Upload, part: Upload | None = None) -> Upload:
@@ -141,12 +141,9 @@ class Joining:
                 at = self._final.offset - start
                 end = min(at + STRIDE, part.offset)
                 await self._off(_copy, source, at, end, handle, start, update)
-                allocated = min(part.allocated, part.offset - end)
-                moved = part.allocated - allocated
-                part = replace(part, allocated=allocated)
-                final = replace(
-                    self._final, offset=start + end, allocated=self._final.allocated + moved
-                )
+                # What is written occupies its room; what is given back next is unmarked first.
+                part = replace(part, allocated=min(part.allocated, part.offset - end))
+                final = replace(self._final, offset=start + end, allocated=start + end)
                 if end == part.offset:
                     self._final = await self._commit(final, part)
                 else:

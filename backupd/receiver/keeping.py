@@ -130,7 +130,7 @@ class Keeper:
         """
         uploads = await self._ledger.uploads(request.ask.request_id)
         whole = [upload for upload in uploads if upload.sha256 is not None]
-        under_way = self._intake.under_way(request.ask.request_id)
+        under_way = self._intake.transfers.under_way(request.ask.request_id)
         if whole and under_way is None:
             return whole[-1]
         own = [upload for upload in uploads if not upload.partial]

@@ -73,7 +73,7 @@ async def _recover_joining(
     first = uploads.get(final.parts[0])
     if first is None or first.upload_id in on_disk or final.upload_id not in on_disk:
         return
-    begun = replace(final, offset=first.offset, allocated=first.allocated)
+    begun = replace(final, offset=first.offset, allocated=first.offset)
     await off(storage.rename, first.upload_id, final.upload_id)
     await ledger.change(final.request_id, lambda r: r, put=begun, drop=[first.upload_id])
     uploads[final.upload_id] = begun

@@ -54,14 +54,12 @@ class Resources:
         clock: IReactorTime,
         settings: Settings,
         new_id: Callable[[], str],
-        new_capability: Callable[[], str],
     ) -> None:
         self._ledger = ledger
         self._intake = intake
         self._clock = clock
         self._settings = settings
         self._new_id = new_id
-        self._new_capability = new_capability
 
     # -- what there is ----------------------------------------------------------------------------
 
@@ -101,7 +99,7 @@ class Resources:
         async with self._intake.locks.hold(request_id):
             request, uploads = await self._open(request_id)
             for upload in uploads:
-                await self._intake.make_way_for(upload.upload_id)
+                await self._intake.transfers.make_way_for(upload.upload_id)
             old = [upload.upload_id for upload in uploads]
             if old:
                 await self._ledger.change(request_id, lambda r: r, drop=old)

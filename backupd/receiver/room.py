@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Sequence
+from dataclasses import replace
 
 from twisted.internet.defer import Deferred, succeed
 
+from backupd.errors import OffsetMismatch, TooLarge
 from backupd.interfaces import Source, Upload
 
-__all__ = ["Begun", "in_the_way", "occupied"]
+__all__ = ["Begun", "in_the_way", "occupied", "placed"]
 
 
 class Begun:
@@ -52,3 +54,27 @@ def in_the_way(
             drop.append(upload.upload_id)
             taken -= size
     return drop if taken <= spare else None
+
+
+def placed(
+    upload: Upload, reserved: int, offset: int, length: int | None, total: int | None
+) -> tuple[Upload, int]:
+    """An upload that ``length`` bytes are to follow at ``offset``, and how long it may become.
+
+    ``total`` is what it is announced to have, where that was not known before. Raises
+    `OffsetMismatch`, and `TooLarge` for more bytes than were announced or reserved.
+    """
+    if upload.offset != offset:
+        raise OffsetMismatch(upload.offset)
+    if upload.whole:
+        raise TooLarge("Every byte is here already; nothing can follow.", upload.offset)
+    if upload.length is None and total is not None:
+        if total < upload.offset:
+            raise TooLarge(f"{total} bytes are not what can follow {upload.offset}.", reserved)
+        upload = replace(upload, length=total)
+    most = reserved if upload.length is None else upload.length
+    if most > reserved:
+        raise TooLarge(f"{most} bytes are more than the {reserved} that were reserved.", reserved)
+    if length is not None and upload.offset + length > most:
+        raise TooLarge(f"{upload.offset + length} bytes are more than the {most} announced.", most)
+    return upload, most

@@ -377,7 +377,7 @@ def _resource(api: Api, url: str, find: Callable[..., Awaitable[tuple[Any, Any]]
     async def head(request: StreamingRequest, **parts: str) -> bytes:
         alive, upload = await find(**parts)
         if upload is not None:
-            await shielded(service.intake.make_way_if_silent(upload.upload_id))
+            await shielded(service.intake.transfers.make_way_if_silent(upload.upload_id))
             if isinstance(alive, Received):
                 # It was whole, and then the disk failed, or we were stopped.
                 await shielded(service.keeper.keep_direct(alive.ask.request_id))

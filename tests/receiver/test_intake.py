@@ -15,8 +15,8 @@ from backupd.errors import (
     UploadCut,
     UploadHeld,
 )
-from backupd.receiver.intake import SILENCE
 from backupd.receiver.transfer import Outcome
+from backupd.receiver.transfers import SILENCE
 from backupd.requests import MAX_TRIES, Received, Receiving, Storing
 from backupd.waiting import go_on
 from tests.receiver.world import (
@@ -110,10 +110,10 @@ class WholeTests(WorldCase):
         request_id = self.world.offered()
         source = self.world.source(b"123")
         done = self.world.receive(request_id, source, 5)
-        assert self.world.intake.under_way(request_id) == 3
+        assert self.world.intake.transfers.under_way(request_id) == 3
         source.give(b"45", b"")
         now(done)
-        assert self.world.intake.under_way(request_id) is None
+        assert self.world.intake.transfers.under_way(request_id) is None
 
     def test_again_after_received(self) -> None:
         """A new upload starts at 0; what was whole stays as long as there is room for both."""

@@ -92,7 +92,7 @@ class StopTests(WorldCase):
         request_id = self.world.offered()
         source = self.world.source(b"12")
         done = self.world.receive(request_id, source, 4)
-        stopped = go_on(self.world.intake.stop(30.0))
+        stopped = go_on(self.world.intake.transfers.stop(30.0))
         self.clock.advance(29)
         assert not stopped.called
         source.give(b"34", b"")
@@ -104,7 +104,7 @@ class StopTests(WorldCase):
         request_id = self.world.offered()
         source = self.world.source(b"12")
         done = self.world.receive(request_id, source, 4)
-        stopped = go_on(self.world.intake.stop(30.0))
+        stopped = go_on(self.world.intake.transfers.stop(30.0))
         self.clock.advance(30)
         now(stopped)
         self.raises(UploadCut, done)
@@ -112,7 +112,7 @@ class StopTests(WorldCase):
 
     def test_takes_no_more(self) -> None:
         request_id = self.world.offered()
-        now(self.world.intake.stop(30.0))
+        now(self.world.intake.transfers.stop(30.0))
         source = self.world.source(b"12")
         self.raises(ShuttingDown, self.world.receive(request_id, source, 4))
         assert source.reads == 0
@@ -126,7 +126,7 @@ class StopTests(WorldCase):
         request_id = world.offered()
         done = world.receive(request_id, world.source(), 4)
         assert off.names == ["_create"]
-        stopped = go_on(world.intake.stop(30.0))
+        stopped = go_on(world.intake.transfers.stop(30.0))
         assert not stopped.called
         self.clock.advance(30)
         off.release_all()
@@ -146,7 +146,7 @@ class StopTests(WorldCase):
         set_attribute(self, digests, "REREAD", 1)
         second = world.receive(request_id, world.source(), 4, offset=4)
         off.release("reopen")
-        stopped = go_on(world.intake.stop(30.0))
+        stopped = go_on(world.intake.transfers.stop(30.0))
         self.clock.advance(30)
         off.release("read_on")
         off.release("close")

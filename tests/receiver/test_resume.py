@@ -18,8 +18,8 @@ from backupd.errors import (
 from backupd.interfaces import Upload
 from backupd.receiver import digests
 from backupd.receiver.digests import Digests
-from backupd.receiver.intake import SILENCE
 from backupd.receiver.transfer import Outcome
+from backupd.receiver.transfers import SILENCE
 from backupd.requests import Receiving
 from tests.receiver.world import (
     ManualOff,

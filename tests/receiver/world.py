@@ -25,6 +25,7 @@ from backupd.receiver.intake import Intake
 from backupd.receiver.keeping import Keeper
 from backupd.receiver.queue import Queue
 from backupd.receiver.recovery import recover
+from backupd.receiver.resources import Described, Resources
 from backupd.receiver.transfer import Outcome
 from backupd.requests import BackupRequest, Live, VideoId, state_name
 from backupd.settings import Settings
@@ -131,6 +132,13 @@ class World:
             settings=self.settings,
             new_id=new_id,
         )
+        self.resources = Resources(
+            ledger=self.ledger,
+            intake=self.intake,
+            clock=self.clock,
+            settings=self.settings,
+            new_id=new_id,
+        )
         self.expiry = Expiry(
             ledger=self.ledger,
             intake=self.intake,
@@ -162,6 +170,21 @@ class World:
         assert decision.request is not None, decision.message
         request: Live = decision.request
         return request
+
+    def direct(self, video: VideoId | None = 2, *, size: int = 100, **more: Any) -> Live:
+        """A direct upload that was said yes to; without a video a part of one."""
+        ask = self.admission.direct_ask(peer="local", video=video, size=size, **more)
+        decision = now(self.admission.ask_direct(ask))
+        assert decision.request is not None, decision.message
+        request: Live = decision.request
+        return request
+
+    def create(self, request_id: str, length: int | None, **more: Any) -> Upload:
+        """An upload resource, of which nothing is there yet."""
+        token = more.pop("token", None)
+        described = Described(length=length, **more)
+        made: Upload = now(self.resources.create(request_id, described, token=token))
+        return made
 
     def tick(self) -> None:
         """What the loop does, with all that follows at once."""

@@ -1,0 +1,277 @@
+"""Parts become one upload: the right bytes, no second room, whatever happens on the way."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+from pathlib import Path
+from typing import Any, cast
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from backupd.errors import BackupdError, DigestMismatch, Forbidden, Invalid, NoSuchUpload, UploadCut
+from backupd.interfaces import IVolume, Upload
+from backupd.receiver import joining
+from backupd.receiver.resources import Described
+from backupd.receiver.transfer import Outcome
+from backupd.waiting import go_on
+from tests.receiver.world import (
+    KIB,
+    ManualOff,
+    Place,
+    World,
+    WorldCase,
+    now,
+    set_attribute,
+    sha256,
+)
+from tests.storage.faulty import Crash, FaultyFileSystem, crashing_at
+
+DATA = os.urandom(300 * KIB)
+CUTS = (0, 100 * KIB, 160 * KIB, 300 * KIB)
+
+
+def send_parts(world: World, request_id: str, pieces: list[bytes]) -> list[str]:
+    """Every piece as a part of its own; their ids, in order."""
+    parts = []
+    for piece in pieces:
+        part = world.create(request_id, len(piece), partial=True)
+        sent = world.send(request_id, piece, upload_id=part.upload_id, offset=0)
+        assert isinstance(sent, Upload)
+        assert sent.whole
+        parts.append(part.upload_id)
+    return parts
+
+
+def final_of(world: World, request_id: str, parts: list[str]) -> Upload:
+    made: Upload = now(
+        world.resources.create_final(request_id, parts, Described(length=None, concat="final;…"))
+    )
+    return made
+
+
+def join(world: World, request_id: str) -> Any:
+    return now(world.resources.join_with(request_id))
+
+
+def pieces_of(data: bytes, cuts: tuple[int, ...] = CUTS) -> list[bytes]:
+    return [data[start:end] for start, end in itertools.pairwise(cuts)]
+
+
+class JoiningTests(WorldCase):
+    def setUp(self) -> None:
+        super().setUp()
+        # So that a few hundred kilobytes take several strides.
+        set_attribute(self, joining, "PIECE", 8 * KIB)
+        set_attribute(self, joining, "STRIDE", 32 * KIB)
+
+    def test_joined(self) -> None:
+        """The whole has the parts' bytes, in the order that was said; the parts are gone."""
+        request_id = self.world.offered(size=len(DATA))
+        first, second, third = pieces_of(DATA)
+        parts = send_parts(self.world, request_id, [third, first, second])
+        final = final_of(self.world, request_id, [parts[1], parts[2], parts[0]])
+        assert final.length == len(DATA)
+        outcome = join(self.world, request_id)
+        assert isinstance(outcome, Outcome)
+        assert (outcome.size, outcome.sha256) == (len(DATA), sha256(DATA))
+        assert self.world.state(request_id) == "RECEIVED"
+        [whole] = self.world.uploads()
+        assert whole.upload_id == final.upload_id
+        backup = now(self.world.keeper.complete(request_id))
+        kept = Path(self.world.root, backup.folder, backup.name).read_bytes()
+        assert kept == DATA
+        assert self.world.on_disk() == {}
+
+    def test_no_second_room(self) -> None:
+        """At no moment do parts and whole take more than the reservation and one stride."""
+        root = Path(self.folder) / "watched"
+        root.mkdir()
+        fs = FaultyFileSystem(str(root))
+        world = self.make("watched", fs=cast(IVolume, fs))
+        request_id = world.offered(size=len(DATA))
+        parts = send_parts(world, request_id, pieces_of(DATA))
+        final_of(world, request_id, parts)
+        most = 0
+
+        def watch(number: int, function: str, path: str) -> None:
+            nonlocal most
+            incoming = root / ".backupd" / "incoming"
+            most = max(most, sum(os.stat(p).st_blocks * 512 for p in incoming.iterdir()))
+
+        fs.fault = watch
+        join(world, request_id)
+        assert len(DATA) <= most <= len(DATA) + 32 * KIB
+        world.check_accounts()
+
+    def test_waits_for_the_parts(self) -> None:
+        """What joins parts that are still being sent is joined with the last of them."""
+        request_id = self.world.offered(size=len(DATA))
+        [one] = send_parts(self.world, request_id, [DATA[: 100 * KIB]])
+        late = self.world.create(request_id, len(DATA) - 100 * KIB, partial=True)
+        final_of(self.world, request_id, [one, late.upload_id])
+        assert join(self.world, request_id) is None
+        assert self.world.state(request_id) == "RECEIVING"
+        self.world.send(request_id, DATA[100 * KIB :], upload_id=late.upload_id, offset=0)
+        outcome = now(self.world.resources.join_with(request_id, late.upload_id))
+        assert outcome.sha256 == sha256(DATA)
+
+    def test_the_same_again(self) -> None:
+        """A client whose answer was lost says the same again, and nothing is made twice."""
+        request_id = self.world.offered(size=len(DATA))
+        parts = send_parts(self.world, request_id, pieces_of(DATA))
+        final = final_of(self.world, request_id, parts)
+        assert final_of(self.world, request_id, parts) == final
+        join(self.world, request_id)
+        again = final_of(self.world, request_id, parts)
+        assert again.upload_id == final.upload_id
+        assert join(self.world, request_id) is None
+
+    def test_what_is_no_part(self) -> None:
+        """Only parts of the same request can be joined, each once."""
+        request_id = self.world.offered(size=len(DATA))
+        [part] = send_parts(self.world, request_id, [DATA[:100]])
+        whole = self.world.create(request_id, 100)
+        for parts, kind in (
+            ([part, part], Invalid),
+            ([part, "nobody"], NoSuchUpload),
+            ([part, whole.upload_id], Forbidden),
+        ):
+            described = Described(length=None)
+            self.raises(kind, self.world.resources.create_final(request_id, parts, described))
+
+    def test_wrong_digest(self) -> None:
+        """A whole that is not what was announced goes, with all its bytes; the request stays."""
+        request_id = self.world.offered(size=len(DATA), sha256="00" * 32)
+        parts = send_parts(self.world, request_id, pieces_of(DATA))
+        final_of(self.world, request_id, parts)
+        self.raises(DigestMismatch, self.world.resources.join_with(request_id))
+        assert (self.world.uploads(), self.world.on_disk()) == ([], {})
+        assert self.world.state(request_id) == "RECEIVING"
+        self.world.check_accounts()
+
+    def test_ended_on_the_way(self) -> None:
+        """Joining that is cut short, as by a stop, goes on where it was."""
+        off = ManualOff()
+        url = f"sqlite:///{self.folder}/manual.sqlite3"
+        world = self.make("manual", off=off, ledger_url=url)
+        request_id = world.offered(size=len(DATA))
+        parts = []
+        for piece in pieces_of(DATA):
+            part = world.create(request_id, len(piece), partial=True)
+            source = world.source(piece, b"")
+            world.receive(request_id, source, len(piece), upload_id=part.upload_id, offset=0)
+            off.release_all()
+            parts.append(part.upload_id)
+        final_of(world, request_id, parts)
+        work = go_on(world.resources.join_with(request_id))
+        for _ in range(12):
+            off.release()
+        stopped = go_on(world.intake.transfers.stop(1.0))
+        self.clock.advance(1.0)
+        off.release_all()
+        self.raises(UploadCut, work)
+        now(stopped)
+        [final] = [one for one in world.uploads() if one.parts]
+        assert 0 < final.offset < len(DATA)
+        world.check_accounts()
+        now(world.ledger.close())
+        again = world.restart()
+        now(again.resources.go_on())
+        assert again.state(request_id) == "RECEIVED"
+        assert again.uploads()[0].sha256 == sha256(DATA)
+
+
+class FaultTests(WorldCase):
+    """Joining under a volume that crashes or fails at each of its calls in turn."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        set_attribute(self, joining, "PIECE", 32 * KIB)
+        set_attribute(self, joining, "STRIDE", 64 * KIB)
+
+    def prepared(self, name: str) -> tuple[World, FaultyFileSystem, str]:
+        root = Path(self.folder) / name
+        root.mkdir()
+        fs = FaultyFileSystem(str(root))
+        url = f"sqlite:///{self.folder}/{name}.sqlite3"
+        world = self.make(name, fs=cast(IVolume, fs), ledger_url=url)
+        request_id = world.offered(size=len(DATA))
+        parts = send_parts(world, request_id, pieces_of(DATA))
+        final_of(world, request_id, parts)
+        fs.calls = 0
+        return world, fs, request_id
+
+    def test_crash_anywhere(self) -> None:
+        """Wherever the process ends, the next start joins what is left, and no byte is lost."""
+        for number in itertools.count():
+            world, fs, request_id = self.prepared(f"crash-{number}")
+            fs.fault = crashing_at(number)
+            try:
+                join(world, request_id)
+                break
+            except Crash:
+                fs.close_all()
+            now(world.ledger.close())
+            again = world.restart()
+            again.check_accounts()
+            now(again.resources.go_on())
+            assert again.state(request_id) == "RECEIVED", number
+            assert again.uploads()[0].sha256 == sha256(DATA)
+            again.check_accounts()
+        assert number > 20
+
+    def test_failure_anywhere(self) -> None:
+        """Whatever call fails, joining can be tried again, and no byte is lost."""
+        for number in itertools.count():
+            world, fs, request_id = self.prepared(f"fail-{number}")
+
+            def fault(n: int, function: str, path: str, at: int = number) -> None:
+                if n == at and function != "close":
+                    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+            fs.fault = fault
+            try:
+                join(world, request_id)
+                if fs.calls <= number:
+                    break
+            except BackupdError:
+                pass
+            fs.fault = lambda number, function, path: None
+            if world.state(request_id) != "RECEIVED":
+                join(world, request_id)
+            assert world.state(request_id) == "RECEIVED", number
+            assert world.uploads()[0].sha256 == sha256(DATA)
+        assert number > 20
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 40 * KIB), min_size=1, max_size=6),
+    order=st.randoms(use_true_random=False),
+)
+def test_any_parts(lengths: list[int], order: Any) -> None:
+    """However long the parts, and in whatever order they came: the whole is theirs."""
+    place = Place()
+    try:
+        world = place.make()
+        pieces = [os.urandom(length) for length in lengths]
+        request_id = world.offered(size=sum(lengths))
+        arrival = list(range(len(pieces)))
+        order.shuffle(arrival)
+        ids = dict(
+            zip(
+                arrival,
+                send_parts(world, request_id, [pieces[n] for n in arrival]),
+                strict=True,
+            )
+        )
+        final_of(world, request_id, [ids[n] for n in range(len(pieces))])
+        outcome = join(world, request_id)
+        assert outcome.sha256 == sha256(b"".join(pieces))
+        assert outcome.size == sum(lengths)
+        world.check_accounts()
+    finally:
+        place.close()
