@@ -48,6 +48,9 @@ class Transfers:
         """The transfer of an upload, None when nobody sends it."""
         return self._by_upload.get(upload_id)
 
+    def __len__(self) -> int:
+        return len(self._by_upload)
+
     def __contains__(self, upload_id: object) -> bool:
         return upload_id in self._by_upload
 

@@ -40,6 +40,15 @@ class Metrics:
         self._stored = Counter(
             "backupd_stored_bytes", "Bytes of backups that were stored", registry=registry
         )
+        self._uploads = Gauge(
+            "backupd_uploads_under_way", "Uploads that bytes come in for", registry=registry
+        )
+        self._released = Counter(
+            "backupd_released_bytes",
+            "Bytes of uploads that ended without a backup and were freed",
+            registry=registry,
+        )
+        self._told = 0
         self._answers = Histogram(
             "backupd_http_request_seconds",
             "From the headers of a request to its answer",
@@ -73,6 +82,9 @@ class Metrics:
         self._promised.set(totals.promised)
         self._pending.set(totals.pending)
         self._in_progress.set(totals.live - totals.pending)
+        self._uploads.set(len(service.intake.transfers))
+        self._released.inc(service.intake.released - self._told)
+        self._told = service.intake.released
         return generate_latest(self.registry)
 
 
