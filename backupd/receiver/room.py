@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from twisted.internet.defer import Deferred, succeed
 
-from backupd.errors import OffsetMismatch, TooLarge
+from backupd.errors import Invalid, OffsetMismatch, TooLarge
 from backupd.interfaces import Source, Upload
 
 __all__ = ["Begun", "in_the_way", "occupied", "placed"]
@@ -68,6 +68,8 @@ def placed(
         raise OffsetMismatch(upload.offset)
     if upload.whole:
         raise TooLarge("Every byte is here already; nothing can follow.", upload.offset)
+    if total is not None and upload.length not in (None, total):
+        raise Invalid("Upload-Length", f"was {upload.length}, and cannot be changed")
     if upload.length is None and total is not None:
         if total < upload.offset:
             raise TooLarge(f"{total} bytes are not what can follow {upload.offset}.", reserved)

@@ -8,6 +8,7 @@ ours), or one that posts from another origin.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,6 +19,7 @@ from backupd.errors import BackupdError, Forbidden, Invalid, Misdirected, Shutti
 from backupd.peer.origins import is_loopback
 from backupd.service import BackupService
 from backupd.trust.caller import LOCAL, OPERATOR, STRANGER, Caller, Kind
+from backupd.web.cors import allow
 from backupd.web.endpoint import problem, write
 from backupd.web.forwarded import Proxies, Way
 from backupd.web.site import StreamingRequest
@@ -40,6 +42,8 @@ class Guard(Resource):
 
     def render(self, request: StreamingRequest) -> Any:
         _as_utf8(request)
+        _override(request)
+        allow(request, self._service.settings.allowed_origins)
         request.way = self._proxies.way(request)
         request.caller = self._caller(request)
         try:
@@ -111,9 +115,12 @@ class Guard(Resource):
 
 
 def _override(request: StreamingRequest) -> None:
-    """Where a network lets no PATCH through, a POST says what it means (tus 1.0.0)."""
-    meant = (request.getHeader("x-http-method-override") or "").upper()
-    if request.method == b"POST" and meant in ("PATCH", "DELETE", "HEAD"):
+    """The method is the one that X-HTTP-Method-Override says, if it is there (tus 1.0.0).
+
+    Everything that follows, the check of the origin too, sees that one.
+    """
+    meant = (request.getHeader("x-http-method-override") or "").strip().upper()
+    if re.fullmatch("[A-Z]{1,16}", meant):
         request.method = meant.encode()
 
 

@@ -192,14 +192,17 @@ class Api:
         says: str,
         takes: type[Any] | str | None = None,
         gives: type[Any] | str | None = None,
+        unbreakable: bool = False,
     ) -> None:
         """Serve ``method url`` by a handler that sees the request; its errors become problems.
 
-        ``takes`` and ``gives`` are messages, or media types.
+        ``takes`` and ``gives`` are messages, or media types. ``unbreakable`` handlers go on to
+        their end when the client leaves: what came of a body is worth keeping.
         """
 
         def handle(request: StreamingRequest, **parts: Any) -> Deferred[bytes]:
-            return Deferred.fromCoroutine(_guarded(self.service, who, serve, request, parts))
+            work = _guarded(self.service, who, serve, request, parts)
+            return shielded(work) if unbreakable else Deferred.fromCoroutine(work)
 
         handle.__name__ = f"{method} {url}"
         self.app.route(url, methods=[method])(handle)

@@ -179,6 +179,7 @@ def _receive(api: Api) -> None:
                 says="The bytes of the video, raw or as a form; by POST and JSON: I am starting.",
                 takes="*/*",
                 gives=messages.Received,
+                unbreakable=True,
             )
     api.route(
         "HEAD",
@@ -194,6 +195,7 @@ def _receive(api: Api) -> None:
         who=Who.HOLDER,
         says="Go on where the newest upload stands (tus 1.0.0).",
         takes="application/offset+octet-stream",
+        unbreakable=True,
     )
 
 

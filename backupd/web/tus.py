@@ -109,6 +109,7 @@ def routes(api: Api) -> None:
         who=Who.SENDER,
         says="Begin a direct upload: admission, offer and creation in one step (tus 1.0.0).",
         takes=OFFSET,
+        unbreakable=True,
     )
 
     async def link_options(request: StreamingRequest, capability: str, **rest: str) -> bytes:
@@ -413,7 +414,15 @@ def _resource(api: Api, url: str, find: Callable[..., Awaitable[tuple[Any, Any]]
         ("DELETE", delete, "End an upload and free its room (tus 1.0.0, Termination)."),
     ):
         takes = OFFSET if method == "PATCH" else None
-        api.route(method, url, speaks_tus(serve), who=Who.HOLDER, says=says, takes=takes)
+        api.route(
+            method,
+            url,
+            speaks_tus(serve),
+            who=Who.HOLDER,
+            says=says,
+            takes=takes,
+            unbreakable=method != "HEAD",
+        )
 
 
 async def _receive(

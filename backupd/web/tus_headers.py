@@ -154,9 +154,12 @@ def _checksum(said: str) -> tuple[str, bytes]:
     if algorithm not in ALGORITHMS:
         raise Invalid("Upload-Checksum", f"can be of {', '.join(ALGORITHMS)} only")
     try:
-        return algorithm, base64.b64decode(encoded.strip(" "), validate=True)
+        digest = base64.b64decode(encoded.strip(" "), validate=True)
     except (binascii.Error, ValueError) as error:
         raise Invalid("Upload-Checksum", "has no base64 behind its algorithm") from error
+    if not digest:
+        raise Invalid("Upload-Checksum", "has nothing behind its algorithm")
+    return algorithm, digest
 
 
 def check_of(request: StreamingRequest) -> Check | None:
