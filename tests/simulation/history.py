@@ -154,12 +154,13 @@ class History:
         timeline.at(START + plan.calm_at, self.world, self._cease)
         end = START + plan.calm_at + plan.patience
         while timeline.step(end):
-            self._look()
+            self.look()
             if self._ceased and self._settled():
                 break
         self._wind_up()
 
-    def _look(self) -> None:
+    def look(self) -> None:
+        """Whether all that must be true is; raises `Violation`."""
         if self.defects:
             raise Violation(self.defects[0])
         for machine in self.machines.values():
@@ -181,7 +182,7 @@ class History:
         for _ in range(2):
             end = self.timeline.now + 60.0
             while self.timeline.step(end):
-                self._look()
+                self.look()
             self.watch.at_the_end()
             if self._ceased:
                 for machine in self.machines.values():

@@ -85,7 +85,7 @@ class Machine:
         self.timeline = timeline
         self.network = network
         self.settings = Settings(listen=(f"tcp:{port}:interface=127.0.0.1",), root=ROOT, **settings)
-        self.note: Callable[[str], None] = lambda text: note(f"{name}: {text}")
+        self._note = note
         self._seed = f"{seed}:{name}"
         self.rng = random.Random(self._seed)
         self.disk = Disk(capacity, random.Random(f"{self._seed}:disk"), self.note)
@@ -112,6 +112,10 @@ class Machine:
         self.on_crash: Callable[[Machine], None] = lambda machine: None
         self.dirty = False
         network.machines[port] = self
+
+    def note(self, text: str) -> None:
+        """A line of the trace."""
+        self._note(f"{self.name}: {text}")
 
     @property
     def url(self) -> str:

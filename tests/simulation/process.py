@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred, fail, maybeDeferred
@@ -21,13 +21,28 @@ from backupd.errors import ShuttingDown
 from tests.simulation.network import LOOPBACK, Connector, End, Network, Port
 from tests.simulation.timeline import Call, Crash, Owner, Timeline
 
-if TYPE_CHECKING:
-    from tests.simulation.machine import Machine
-
-__all__ = ["Process", "Threads"]
+__all__ = ["Host", "Process", "Threads"]
 
 T = TypeVar("T")
 P = ParamSpec("P")
+
+
+class Host(Protocol):
+    """What a process wants of the machine that it runs on."""
+
+    up: bool
+
+    def crashed(self, process: Process) -> None:
+        """A call of the process ended in `Crash`."""
+
+    def ended(self) -> None:
+        """The process is over, by itself."""
+
+    def job_done(self) -> None:
+        """A thread has done something."""
+
+    def note(self, text: str) -> None:
+        """A line of the trace."""
 
 
 class _Names:
@@ -54,7 +69,7 @@ class Process(Owner):
 
     nameResolver = _Names()  # noqa: N815
 
-    def __init__(self, name: str, timeline: Timeline, network: Network, machine: Machine) -> None:
+    def __init__(self, name: str, timeline: Timeline, network: Network, machine: Host) -> None:
         super().__init__(name)
         self.timeline = timeline
         self.network = network

@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from tests.simulation.history import Outcome, run
 from tests.simulation.plan import Plan, draw
 from tests.simulation.shrink import shrink, without
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(autouse=True)
-def taken_apart(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What dead processes left suspended complains when it is taken apart: here, and unheard."""
-    yield
-    monkeypatch.setattr(sys, "unraisablehook", lambda what: None)
-    gc.collect()
 
 
 def told(seed: int, hash_seed: str) -> str:
