@@ -255,8 +255,8 @@ class Disk:
             return []
         return list(found.entries) if isinstance(found, Folder) else []
 
-    def put(self, path: str, content: bytes, modified_ns: int) -> None:
-        """A whole file, on the disk, with the folders around it."""
+    def put(self, path: str, content: bytes, modified_ns: int, *, over: bool = False) -> None:
+        """A whole file, on the disk, with the folders around it; ``over`` the one that is there."""
         folder = self.root
         *around, name = [part for part in path.split("/") if part]
         for part in around:
@@ -266,6 +266,13 @@ class Disk:
                 folder.entries[part] = folder.durable[part] = inner
                 self._folders += 1
             folder = inner
+        known = folder.entries.get(name)
+        if isinstance(known, Inode):
+            if over:
+                known.data, known.durable = bytearray(content), bytearray(content)
+                known.modified_ns = modified_ns
+                return
+            known.links -= 1
         inode = Inode(modified_ns, bytearray(content), bytearray(content), links=1)
         folder.entries[name] = folder.durable[name] = inode
         self._inodes[inode] = None

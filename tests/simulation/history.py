@@ -28,6 +28,9 @@ from tests.simulation.invariants import Violation, Watch
 from tests.simulation.machine import Machine
 from tests.simulation.network import Network, Weather
 from tests.simulation.plan import Action, Plan
+from tests.simulation.process import Process
+from tests.simulation.strange import visit
+from tests.simulation.stranger import Stranger
 from tests.simulation.timeline import START, Owner, Timeline
 
 __all__ = ["History", "Outcome", "run"]
@@ -59,7 +62,7 @@ class History:
         self.timeline = Timeline(self.world)
         self.outcome = Outcome()
         self._events: list[tuple[float, str, LogEvent | str]] = []
-        self.defects: list[str] = []
+        self.violations: list[str] = []
         self.network = Network(self.timeline, random.Random(f"{plan.seed}:network"), self.note)
         self.network.weather = self._weather()
         self.machines: dict[str, Machine] = {}
@@ -68,6 +71,7 @@ class History:
         for video in plan.videos:
             owner = self.machines[video.machine]
             owner.disk.put(video.path, video.content(), 10**18)
+        self.stranger = Stranger(3009, self.timeline, self.network, str(plan.seed))
         self.watch = Watch(self)
         self.down_for: dict[str, float] = {}
         self._ceased = False
@@ -118,7 +122,7 @@ class History:
             if failure is not None and failure.check(BackupdError):
                 return  # it could not start, says why, and ends
             trace = failure.getTraceback() if failure is not None else ""
-            self.defects.append(f"{owner.name} logs a defect: {formatEvent(event)}\n{trace}")
+            self.violations.append(f"{owner.name} logs a defect: {formatEvent(event)}\n{trace}")
 
     def trace(self) -> list[str]:
         """Every line so far."""
@@ -161,8 +165,8 @@ class History:
 
     def look(self) -> None:
         """Whether all that must be true is; raises `Violation`."""
-        if self.defects:
-            raise Violation(self.defects[0])
+        if self.violations:
+            raise Violation(self.violations[0])
         for machine in self.machines.values():
             if machine.dirty:
                 machine.dirty = False
@@ -182,6 +186,9 @@ class History:
         for _ in range(2):
             end = self.timeline.now + 60.0
             while self.timeline.step(end):
+                self.look()
+            end += 60.0
+            while not self._settled() and self.timeline.step(end):
                 self.look()
             self.watch.at_the_end()
             if self._ceased:
@@ -328,6 +335,33 @@ class History:
 
         self._later(what["lasts"], over)
 
+    def _do_stranger(self, what: dict[str, Any], _: object) -> None:
+        visit(self, self.stranger, self.machines[what["to"]], what)
+
+    def _do_touch(self, what: dict[str, Any], _: object) -> None:
+        """A video changes: it is written over, or another takes its place."""
+        video = self.plan.videos[what["video"]]
+        owner = self.machines[video.machine]
+        content = video.content(version=1)
+        self.watch.allow(owner.url, video.name, content)
+        owner.disk.put(video.path, content, 2 * 10**18, over=not what["moved"])
+
+    def _do_verify(self, what: dict[str, Any], machine: Machine) -> None:
+        service, process = machine.service, machine.process
+        kept = list(machine.books.backups)
+        if service is None or process is None or not service.ready or not kept:
+            return
+        work = service.keeper.verify(kept[what["pick"] % len(kept)])
+        self._as(process, work)
+
+    def _as(self, process: Process, work: Any) -> None:
+        """Have a daemon do something; what is foreseen may go wrong."""
+
+        def begin() -> None:
+            Deferred.fromCoroutine(work).addErrback(lambda failure: failure.trap(BackupdError))
+
+        self.timeline.within(process, begin)
+
     def _do_cancel(self, what: dict[str, Any], machine: Machine) -> None:
         service, process = machine.service, machine.process
         if service is None or process is None or not service.ready:
@@ -347,12 +381,7 @@ class History:
                     request_id, lambda r: ended(r, Cancelled, reason="Taken back.", now=now)
                 )
         if going:
-            self.timeline.within(
-                process,
-                lambda: Deferred.fromCoroutine(work).addErrback(
-                    lambda failure: failure.trap(BackupdError)
-                ),
-            )
+            self._as(process, work)
 
 
 def _no_builder(*_: object) -> None:

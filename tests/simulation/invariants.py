@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from backupd.interfaces import Entry
 from backupd.requests import BackupRequest, Offered, Receiving, Stored, state_name
+from backupd.storage import sidecar
 from tests.simulation.disk import Folder, Inode
 from tests.simulation.machine import ROOT
 
@@ -130,8 +131,14 @@ class Watch:
                 backup_id not in self._kept and hashlib.sha256(there).hexdigest() != backup.sha256
             ):
                 self._fail(machine, f"lists {backup_id} with bytes that are not its own")
-            if self._durable(machine, f"{ROOT}/{backup.folder}/backup.json") is None:
-                self._fail(machine, f"lists {backup_id}, which has no description")
+            said = self._durable(machine, f"{ROOT}/{backup.folder}/backup.json")
+            if backup_id not in self._kept and said is not None:
+                try:
+                    said = said if sidecar.decode(said, backup.folder) == backup else None
+                except ValueError:
+                    said = None
+            if said is None:
+                self._fail(machine, f"lists {backup_id}, whose description a power cut would take")
             self._kept[backup_id] = backup.sha256
 
     def _sending(self, machine: Machine) -> None:

@@ -120,11 +120,44 @@ def draw(seed: int, *, sqlite_share: float = 0.04) -> Plan:
     if rng.randrange(CALM):
         for _ in range(rng.choice((1, 1, 2, 3, 5, 8))):
             plan.actions.append(_fault(plan, names, rng))
+    if rng.random() < 0.4:
+        _strangers(plan, names, rng)
     plan.actions.sort(key=lambda action: action.at)
     ends = [action.at + action.what.get("lasts", 0.0) for action in plan.actions]
     plan.calm_at = max([60.0, *ends]) + 5.0
     plan.patience = 3 * 3600.0
+    if any(action.kind == "stranger" for action in plan.actions):
+        plan.patience = 8 * 3600.0
     return plan
+
+
+def _strangers(plan: Plan, names: list[str], rng: random.Random) -> None:
+    """Senders that are not ours. What they leave behind has to expire: soon, in their histories."""
+    for settings in plan.machines.values():
+        settings |= {
+            "loop_interval": rng.choice((5.0, 30.0)),
+            "offer_lease": rng.choice((20.0, 60.0)),
+            "offer_deadline": rng.choice((600.0, 1800.0)),
+            "upload_expiry": rng.choice((900.0, 1800.0)),
+        }
+    twice = rng.random() < 0.3
+    for number in range(rng.choice((1, 2, 3))):
+        size = rng.choice((1, 511, 4096, 20_000, 65_536))
+        to = rng.choice(names)
+        what = {
+            "to": to,
+            "number": number,
+            "size": size,
+            "twice": twice,
+            "announced": rng.choice(("none", "none", "right", "wrong")),
+            "told": rng.choice((202, 202, 202, 202, 500, 0, 410)),
+            "steps": rng.choice((0, 1, 3, 6, 12)),
+            "lies": rng.choice((0.0, 0.3, 0.6)),
+            "pause": rng.choice((1.0, 30.0, 100.0)),
+            "gives_up": rng.random() < 0.3,
+        }
+        plan.actions.append(Action(rng.uniform(0.5, 40.0), "stranger", what))
+        plan.capacity[to] += size + 49_152
 
 
 def _videos(plan: Plan, names: list[str], rng: random.Random) -> None:
@@ -159,7 +192,12 @@ KINDS = (
     "fill",
     "storm",
     "cancel",
+    "disk_fault",
+    "crash_at_call",
+    "cut",
     "refuse_connections",
+    "touch",
+    "verify",
 )
 
 
@@ -184,11 +222,13 @@ def _fault(plan: Plan, names: list[str], rng: random.Random) -> Action:
         case "slow_disk":
             what |= {"seconds": rng.choice((0.5, 5.0, 20.0)), "lasts": lasts}
         case "disk_fault":
-            function = rng.choice(list(FUNCTIONS))
+            function = rng.choice((*FUNCTIONS, *("pwritev", "fdatasync", "fsync") * 3))
+            what["machine"] = rng.choice((machine, names[0]))
+            at = rng.choice((at, 0.5))
             what |= {
                 "function": function,
                 "errno": rng.choice(FUNCTIONS[function]),
-                "skip": rng.choice((0, rng.randrange(10))),
+                "skip": rng.choice((0, 1, 2, rng.randrange(20))),
                 "count": rng.choice((1, 1, 2, 5)),
                 "lasts": lasts,
             }
@@ -200,6 +240,10 @@ def _fault(plan: Plan, names: list[str], rng: random.Random) -> Action:
             what = {"lost": rng.choice((0.2, 0.8)), "lasts": lasts, "short": rng.random() < 0.5}
         case "cancel":
             what |= {"side": rng.choice(("request", "entry")), "pick": rng.randrange(5)}
+        case "touch":
+            what = {"video": rng.randrange(len(plan.videos)), "moved": rng.random() < 0.5}
+        case "verify":
+            what |= {"pick": rng.randrange(5)}
         case "refuse_connections":
             what["lasts"] = lasts
     return Action(at, kind, what)

@@ -23,7 +23,7 @@ from backupd.requests import state_name
 from tests.simulation.history import History
 from tests.simulation.model import OVER, READY, Model
 from tests.simulation.plan import Plan
-from tests.simulation.stranger import Asked, Stranger
+from tests.simulation.stranger import Asked
 
 T = TypeVar("T")
 SIZES = st.sampled_from([1, 2, 511, 4096, 4097, 20_000])
@@ -54,7 +54,7 @@ class Senders(RuleBasedStateMachine):
         plan.seed = seed
         self.history = History(plan, None)
         self.receiver = self.history.machines["A"]
-        self.stranger = Stranger(3009, self.history.timeline, self.history.network, str(seed))
+        self.stranger = self.history.stranger
         self.rng = random.Random(seed)
         self.receiver.start()
         self.asked: list[Asked] = []

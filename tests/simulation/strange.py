@@ -1,0 +1,183 @@
+"""What a stranger does in a history: a walk by chance through the protocol, and beside it.
+
+An answer may be anything that a broken machine gives; what it may never do is to say of bytes that
+they are kept when they are not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from typing import TYPE_CHECKING, Any
+
+from backupd.peer.exchange import Reply
+from tests.simulation.stranger import Asked, Stranger
+
+if TYPE_CHECKING:
+    from tests.simulation.history import History
+    from tests.simulation.machine import Machine
+
+__all__ = ["visit"]
+
+STEPS = ("post", "post", "cut", "go on", "go on", "announce", "complete", "complete", "wait")
+LIES = ("wrong digest", "too long", "wrong offset", "wrong size", "wrong video", "both at once")
+
+
+class Walk:
+    """One request of a stranger."""
+
+    def __init__(
+        self, history: History, stranger: Stranger, receiver: Machine, what: dict[str, Any]
+    ) -> None:
+        self._history = history
+        self._stranger = stranger
+        self._receiver = receiver
+        self._what = what
+        self._rng = random.Random(f"{history.plan.seed}:walk:{what['number']}")
+        self._content = self._rng.randbytes(what["size"])
+        self._least = 0
+
+    async def go(self) -> None:
+        """Ask, wait for the turn, walk, and leave."""
+        what, stranger = self._what, self._stranger
+        video = f"x{what['number'] // 2 if what['twice'] else what['number']}"
+        self._history.watch.allow(stranger.url, video, self._content)
+        digest = hashlib.sha256(self._content).hexdigest()
+        said = {"none": None, "right": digest, "wrong": "0" * 64}[what["announced"]]
+        asked = None
+        for _ in range(6):
+            if asked is None:
+                asked, status = await stranger.ask(
+                    self._receiver.url, video, what["size"], content=self._content, sha256=said
+                )
+                asked.told = what["told"]
+            else:
+                status = await stranger.ask_again(self._receiver.url, asked)
+            if status == 200:
+                break
+            await stranger.sleep(self._rng.uniform(1.0, 20.0))
+        if asked is None or not asked.answer.get("success"):
+            return
+        if asked.answer["requestId"] not in self._receiver.books.rows:
+            self._lie("said yes to what it has no record of")
+        for _ in range(what["steps"]):
+            for _ in range(60):
+                if asked.upload is not None:
+                    break
+                await stranger.sleep(10.0)
+            if asked.upload is None:
+                return
+            lies = self._rng.random() < what["lies"]
+            await self._step(asked, self._rng.choice(LIES if lies else STEPS))
+            await stranger.sleep(self._rng.choice((0.0, 0.0, 0.5, 7.0, what["pause"])))
+        if what["gives_up"] and asked.complete is not None:
+            self._finished(asked, await stranger.finish(asked, success=False), success=False)
+
+    def _lie(self, what: str) -> None:
+        self._history.violations.append(f"{self._receiver.name} {what}")
+
+    async def _step(self, asked: Asked, step: str) -> None:
+        stranger, content, rng = self._stranger, self._content, self._rng
+        digest = hashlib.sha256(content).digest()
+        self._history.note(f"stranger: {step} {asked.video}")
+        match step:
+            case "post":
+                self._least = 0
+                self._posted(await stranger.post(asked, content, digest=digest))
+            case "cut":
+                self._least = 0
+                sent = rng.randint(0, len(content) - 1)
+                then = rng.choice(("close", "wait"))
+                await stranger.post(asked, content, sent=sent, then=then)
+            case "go on":
+                await self._go_on(asked)
+            case "announce":
+                await stranger.announce(asked)
+            case "complete":
+                size = rng.choice((None, len(content)))
+                self._finished(asked, await stranger.finish(asked, size=size))
+            case "wrong digest":
+                self._least = 0
+                other = hashlib.sha256(content + b"!").digest()
+                self._refused(await stranger.post(asked, content, digest=other), step)
+            case "too long":
+                self._least = 0
+                long = content + bytes(self._what["size"])
+                self._refused(await stranger.post(asked, long), step)
+            case "wrong offset":
+                offset = rng.randint(1, len(content) + 5)
+                status, stands = await stranger.standing(asked)
+                if status == 200 and stands is not None and stands != offset:
+                    data = content[offset:] or b"x"
+                    self._refused(await stranger.patch(asked, offset, data), step)
+            case "wrong size":
+                size = len(content) + rng.choice((-1, 1))
+                reply = await stranger.finish(asked, size=size)
+                if asked.backup is None:
+                    self._refused(reply, step)
+            case "wrong video":
+                self._refused(await stranger.finish(asked, video="another"), step)
+            case "both at once":
+                self._least = 0
+                one = stranger.start(stranger.post(asked, content, digest=digest))
+                self._posted(await stranger.post(asked, content, digest=digest))
+                self._posted(await one)
+
+    async def _go_on(self, asked: Asked) -> None:
+        stranger, content = self._stranger, self._content
+        status, offset = await stranger.standing(asked)
+        if status != 200 or offset is None:
+            return
+        alone = not self._what["twice"]
+        if alone and offset < self._least:
+            self._lie(f"answered {offset} after {self._least}")
+        if alone and offset > len(content):
+            self._lie(f"answered an offset of {offset}, of {len(content)}")
+        self._least = offset
+        if offset < len(content):
+            sent = self._rng.choice((None, self._rng.randint(0, len(content) - offset)))
+            reply = await stranger.patch(
+                asked, offset, content[offset:], sent=sent, then="wait" if sent is None else "close"
+            )
+            if reply is not None and reply.status == 204:
+                self._least = int(reply.headers.get("Upload-Offset") or 0)
+
+    def _posted(self, reply: Reply | None) -> None:
+        if reply is not None and reply.status == 200:
+            said = json.loads(reply.body)
+            if said["sha256"] != hashlib.sha256(self._content).hexdigest():
+                self._lie("says that it received other bytes than were sent")
+
+    def _refused(self, reply: Reply | None, step: str) -> None:
+        self._least = 0
+        if reply is not None and reply.status < 300:
+            self._lie(f"answered {reply.status} to {step}")
+
+    def _finished(self, asked: Asked, reply: Reply | None, *, success: bool = True) -> None:
+        self._least = 0
+        if reply is None or reply.status != 200:
+            return
+        said = json.loads(reply.body)
+        if not success:
+            if asked.backup is not None:
+                self._lie("let go of what it had said was stored")
+            return
+        if asked.backup not in (None, said):
+            self._lie("says something else when it is asked again")
+        asked.backup = said
+        kept = self._receiver.books.backups.get(said["backupId"])
+        if kept is None:
+            self._lie("says that it has stored what it does not list")
+        elif kept[1].sha256 != said["sha256"]:
+            self._lie("lists other bytes than it said were stored")
+
+
+def visit(history: History, stranger: Stranger, receiver: Machine, what: dict[str, Any]) -> None:
+    """Begin a walk."""
+    walk = Walk(history, stranger, receiver, what)
+
+    def failed(failure: Any) -> None:
+        history.violations.append(f"the stranger failed: {failure.getTraceback()}")
+
+    stranger.start(walk.go()).addErrback(failed)
