@@ -256,8 +256,7 @@ class LoopTests(ServiceCase):
             def fails(error: BaseException = error, **_: Any) -> Any:
                 raise error
 
-            set_attribute(self, self.service.ledger, "overdue", fails)
-            set_attribute(self, self.service.ledger, "lines", fails)
+            set_attribute(self, self.service.ledger, "totals", fails)
             self.reactor.advance(5)
             self.reactor.advance(5)
             assert self.outbox.ticks >= ticks + 2

@@ -54,6 +54,14 @@ class Expiry:
         One that fails, or takes long, does not keep the others.
         """
         now = self._clock.seconds()
+        if (await self._ledger.totals()).live:  # this costs no look into the database
+            await self._look(now)
+        if now - self._purged_at >= PURGE_EVERY and not self._stopped:
+            gone = await self._ledger.purge(before=now - self._settings.history, limit=10_000)
+            if gone < 10_000:
+                self._purged_at = now
+
+    async def _look(self, now: float) -> None:
         known = {*self._line, *self._ending}
         # As many more as may be passed over, or those could hide the others for ever.
         limit = LOOK + len(known) + len(self._failed) + len(self._intake.locks)
@@ -67,10 +75,6 @@ class Expiry:
             if request_id not in known and not self._stopped:
                 self._line.setdefault(request_id, request)
         self._go_on()
-        if now - self._purged_at >= PURGE_EVERY and not self._stopped:
-            gone = await self._ledger.purge(before=now - self._settings.history, limit=10_000)
-            if gone < 10_000:
-                self._purged_at = now
 
     def _go_on(self) -> None:
         while self._line and len(self._ending) < AT_ONCE:

@@ -199,6 +199,8 @@ class Queue:
         full = len(_turns(busy)) >= self._settings.max_concurrent_transfers
         if full and not any(one.shared for one in busy.values()):
             return
+        if not (await self._ledger.totals()).pending:
+            return  # this costs no look into the database
         now = self._clock.seconds()
         most = self._settings.max_concurrent_transfers + 1
         lines = await self._ledger.lines(now=now, limit=2 * most, heads=most)

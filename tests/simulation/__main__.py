@@ -44,6 +44,7 @@ def ready() -> None:
     globalLogBeginner.beginLoggingTo([nowhere], redirectStandardIO=False, discardBuffer=True)
     # What a dead process leaves suspended complains when it is taken apart; it cannot do more.
     sys.unraisablehook = lambda what: None
+    gc.disable()
     gc.collect()
     gc.freeze()
 
@@ -107,7 +108,7 @@ def many(seeds: range, scratch: Path, *, stop_at_first: bool = False) -> Figures
     figures = Figures()
     for seed in seeds:
         figures.add(seed, run(draw(seed), scratch=scratch))
-        gc.collect(2 if seed % COLLECT_EVERY == 0 else 1)
+        gc.collect(2 if seed % COLLECT_EVERY == 0 else 0)
         if figures.failed and stop_at_first:
             break
     return figures

@@ -36,6 +36,8 @@ from tests.simulation.timeline import START, Owner, Timeline
 __all__ = ["History", "Outcome", "run"]
 
 MOST_STEPS = 300_000
+IDLE = 900.0
+"""Seconds that a history goes on after everything has come to its end."""
 
 
 class Outcome:
@@ -182,16 +184,16 @@ class History:
         )
 
     def _wind_up(self) -> None:
-        """Look at everything once more; then once more after a restart of everybody."""
-        for _ in range(2):
-            end = self.timeline.now + 60.0
+        """Nothing happens for a while, and again after the power of everybody has failed."""
+        for time in range(2):
+            end = self.timeline.now + IDLE
             while self.timeline.step(end):
                 self.look()
             end += 60.0
             while not self._settled() and self.timeline.step(end):
                 self.look()
             self.watch.at_the_end()
-            if self._ceased:
+            if time == 0:
                 for machine in self.machines.values():
                     machine.crash(power=True)
                 for machine in self.machines.values():

@@ -137,12 +137,12 @@ class Machine:
         rng, ids = random.Random(f"{life}:jitter"), random.Random(f"{life}:ids")
         clock = self.timeline
 
-        def threads(size: int, pace: Pace) -> Threads:
-            pool = Threads(process, size, self.rng, lambda: pace.takes(clock.now))
+        def threads(size: int, pace: Pace, *, tells: bool = True) -> Threads:
+            pool = Threads(process, size, self.rng, lambda: pace.takes(clock.now), tells=tells)
             self.threads.append(pool)
             return pool
 
-        write, read = threads(1, self.write_pace), threads(1, self.read_pace)
+        write, read = threads(1, self.write_pace), threads(1, self.read_pace, tells=False)
         off = threads(DISK_THREADS, self.disk_pace)
         self.service = join(
             self.settings,

@@ -135,17 +135,24 @@ class Threads:
     """At most ``size`` jobs at a time, each of which takes a while (`interfaces.OffThread`).
 
     A job happens at one moment; whoever waits for it learns so at a later one. Between the two
-    the process may die: what was done is done.
+    the process may die: what was done is done. ``tells``: a job may change what is kept.
     """
 
     def __init__(
-        self, process: Process, size: int, rng: random.Random, takes: Callable[[], float]
+        self,
+        process: Process,
+        size: int,
+        rng: random.Random,
+        takes: Callable[[], float],
+        *,
+        tells: bool = True,
     ) -> None:
         self._process = process
         self._timeline = process.timeline
         self._size = size
         self._rng = rng
         self._takes = takes
+        self._tells = tells
         self._waiting: deque[tuple[Callable[[], Any], Deferred[Any]]] = deque()
         self._busy = 0
         self._stopped = False
@@ -180,7 +187,8 @@ class Threads:
             raise
         except BaseException:
             outcome = Failure()
-        self._process.machine.job_done()
+        if self._tells:
+            self._process.machine.job_done()
         if not self._process.alive:
             return
         if self._rng.random() < 0.5:
