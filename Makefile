@@ -19,6 +19,7 @@ help:
 	@echo 'make test     every check and every test'
 	@echo 'make simulate whole daemons on one clock, SEEDS=n histories of faults; torture: 100000'
 	@echo 'make run      one server in the foreground, on http://localhost:3000'
+	@echo 'make fuzz     100,000 requests that nobody should send; SEED=n repeats a run'
 	@echo 'make bench    the measurements, in one table'
 	@echo 'make venv     .venv with everything pinned; the others make it when needed'
 	@echo 'make pins     compile requirements*.in into requirements*.txt, newest versions'
@@ -59,6 +60,10 @@ demo: venv
 
 run: venv
 	@$(BIN)/twistd --nodaemon --pidfile= --python backupd.tac
+
+# Another 100,000 requests that nobody should send; SEED=n repeats a run.
+fuzz: venv
+	@$(BIN)/python -m tests.fuzz.run --requests 100000 $(if $(SEED),--seed $(SEED))
 
 bench: venv
 	@$(BIN)/python -m bench
