@@ -406,6 +406,9 @@ class ILedger(Interface):
     def all_live() -> Deferred[list[Live]]:
         """Every live request, oldest first."""
 
+    def in_progress() -> Deferred[list[Live]]:
+        """Every live request beyond PENDING, oldest first, however many are PENDING."""
+
     def lines(*, now: float, limit: int, heads: int) -> Deferred[list[Line]]:
         """The lines with something due: at most ``limit`` that answer, and as many that fail.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, Protocol
 
 from twisted.application.service import Service
@@ -31,16 +30,12 @@ from backupd.receiver.admission import Admission
 from backupd.receiver.expiry import Expiry
 from backupd.receiver.intake import Intake
 from backupd.receiver.keeping import Keeper
+from backupd.receiver.live import InProgress, LiveRequests
 from backupd.receiver.queue import Offer, Queue
 from backupd.receiver.recovery import Rebuilt, rebuild, recover
 from backupd.receiver.resources import Resources
 from backupd.requests import (
-    BackupRequest,
-    Offered,
     Pending,
-    Received,
-    Receiving,
-    Storing,
 )
 from backupd.sender.outbox import Outbox
 from backupd.settings import Settings
@@ -50,7 +45,6 @@ from backupd.waiting import Round, go_on, shielded
 __all__ = ["BackupService", "Chance", "Running"]
 
 Stage = Coroutine[Deferred[Any], Any, None]
-InProgress = Offered | Receiving | Received | Storing
 
 
 class StartFailed(SystemExit, Exception):
@@ -119,10 +113,9 @@ class BackupService(Service):
         self._tell_init = tell_init
         self._exit = exit
         self._log_observer = log_observer
-        self._pending: dict[str, Pending] = {}
-        self._in_progress: dict[str, InProgress] = {}
-        self.backup_requests: Mapping[str, Pending] = MappingProxyType(self._pending)
-        self.backups_in_progress: Mapping[str, InProgress] = MappingProxyType(self._in_progress)
+        self._live = LiveRequests(ledger, lambda request: self.queue.observe(request))
+        self.backup_requests: Mapping[str, Pending] = self._live.pending
+        self.backups_in_progress: Mapping[str, InProgress] = self._live.in_progress
 
         self.admission = Admission(
             ledger=ledger,
@@ -186,18 +179,6 @@ class BackupService(Service):
         self._loop = LoopingCall(self._tick)
         self._loop.clock = reactor
         self._nudged: IDelayedCall | None = None
-
-    # -- state ------------------------------------------------------------------------------------
-
-    def _observe(self, request: BackupRequest) -> None:
-        request_id = request.ask.request_id
-        self._pending.pop(request_id, None)
-        self._in_progress.pop(request_id, None)
-        if isinstance(request, Pending):
-            self._pending[request_id] = request
-        elif isinstance(request, Offered | Receiving | Received | Storing):
-            self._in_progress[request_id] = request
-        self.queue.observe(request)
 
     # -- the loop ---------------------------------------------------------------------------------
 
@@ -300,6 +281,7 @@ class BackupService(Service):
         self._starting.addErrback(self._start_failed)
 
     async def _start(self) -> None:
+        self.ledger.watch(self._live.observe)
         await recover(
             ledger=self.ledger,
             storage=self.storage,
@@ -307,9 +289,7 @@ class BackupService(Service):
             off=self.off,
             clock=self.reactor,
         )
-        for request in await self.ledger.all_live():
-            self._observe(request)
-        self.ledger.watch(self._observe)
+        await self._live.begin()
         await self.outbox.start()
         if not self.running:
             return
@@ -317,11 +297,13 @@ class BackupService(Service):
         self._loop.start(self.settings.loop_interval, now=True)
         self._tell_init("READY=1")
         shielded(self.resources.go_on())
+        shielded(self._live.go_on())
+        totals = await self.ledger.totals()
         self._log.info(
             "backupd is ready at {base}: {pending} waiting, {in_progress} in progress",
             base=self.links.base,
-            pending=len(self._pending),
-            in_progress=len(self._in_progress),
+            pending=totals.pending,
+            in_progress=totals.live - totals.pending,
         )
 
     def _start_failed(self, failure: Failure) -> None:
@@ -353,6 +335,7 @@ class BackupService(Service):
             await self._starting
             for port in self._ports:
                 await _deferred(port.stopListening())
+            self._live.stop()
             if self._loop.running:
                 self._loop.stop()
             if self._nudged is not None:

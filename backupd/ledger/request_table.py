@@ -145,13 +145,18 @@ class RequestTable:
         self.changed: list[BackupRequest] = []
 
     def recount(self, connection: Connection) -> None:
-        """Count the sums anew from the rows."""
+        """Count the sums anew from the rows.
+
+        What uploads occupy is counted anew where there is or was something to count: a million
+        rows are not written for nothing.
+        """
         allocated = (
             select(func.coalesce(func.sum(_u.allocated), 0))
             .where(_u.request_id == _r.request_id)
             .scalar_subquery()
         )
-        connection.execute(update(requests).where(_LIVE).values(allocated=allocated))
+        uploading = or_(_r.allocated != 0, _r.request_id.in_(select(_u.request_id)))
+        connection.execute(update(requests).where(_LIVE, uploading).values(allocated=allocated))
         owed = case((_r.size > _r.allocated, _r.size - _r.allocated), else_=0)
         by_state = {
             row.state: row
@@ -440,6 +445,20 @@ def position(connection: Connection, request: Pending) -> int:
 
 def all_live(connection: Connection) -> list[Live]:
     return _values(connection, select(requests).where(_LIVE).order_by(_r.seq))
+
+
+def in_progress(connection: Connection) -> list[Live]:
+    # RECEIVED has no index of its own; such a request has uploads, of which there are few.
+    uploading = select(_u.request_id)
+    asked = [
+        select(requests).where(_ACTIVE),
+        select(requests).where(_STORING),
+        select(requests).where(_r.request_id.in_(uploading), _r.state == "RECEIVED"),
+    ]
+    found = [row for query in asked for row in connection.execute(query)]
+    found.sort(key=lambda row: row.seq)
+    values: list[Any] = [rows.request_value(row._mapping) for row in found]
+    return values
 
 
 def overdue(connection: Connection, now: float, limit: int) -> list[Live]:

@@ -210,6 +210,9 @@ class SqlLedger:
     def all_live(self) -> Deferred[list[Live]]:
         return self._read(request_table.all_live)
 
+    def in_progress(self) -> Deferred[list[Live]]:
+        return self._read(request_table.in_progress)
+
     def lines(self, *, now: float, limit: int, heads: int) -> Deferred[list[Line]]:
         return self._read(lambda c: request_table.due_lines(c, now, limit, heads))
 

