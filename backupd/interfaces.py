@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ParamSpec, Protocol, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar, runtime_checkable
 
 from twisted.internet.defer import Deferred
 from zope.interface import Interface
@@ -28,6 +28,7 @@ __all__ = [
     "OffThread",
     "Room",
     "Source",
+    "StraightSource",
     "Totals",
     "Upload",
 ]
@@ -59,6 +60,25 @@ class Source(Protocol):
 
     def silent_for(self) -> float:
         """Seconds since the last byte, 0 while it is we who do not read."""
+
+
+@runtime_checkable
+class StraightSource(Protocol):
+    """A `Source` that can also put its bytes where the reader wants them."""
+
+    def read(self) -> Deferred[bytes]: ...
+    def abort(self) -> None: ...
+    def silent_for(self) -> float: ...
+
+    def read_into(self, buffer: memoryview) -> Deferred[int]:
+        """Fill ``buffer``; fires with the number of bytes, 0 at the end, and fails as `read` does.
+
+        It fires when the buffer is full or nothing follows, or with less after a while. Until
+        then the buffer belongs to the source.
+        """
+
+    def filling(self) -> int:
+        """How many bytes are in the buffer that is being filled at the moment."""
 
 
 # -- storage --------------------------------------------------------------------------------------
@@ -108,7 +128,7 @@ class IUpload(Interface):
     def occupied() -> int:
         """Bytes that the volume counts as used by it."""
 
-    def write(pieces: Sequence[bytes], offset: int) -> None:
+    def write(pieces: Sequence[bytes | memoryview], offset: int) -> None:
         """Put all of ``pieces``, one behind the other, at ``offset``."""
 
     def read(offset: int, length: int) -> bytes:

@@ -40,6 +40,7 @@ from backupd.requests import (
 from backupd.sender.outbox import Outbox
 from backupd.settings import Settings
 from backupd.trust.registry import InMemory, Peers
+from backupd.turns import Turns
 from backupd.waiting import Round, go_on, shielded
 
 __all__ = ["BackupService", "Chance", "Running"]
@@ -169,6 +170,7 @@ class BackupService(Service):
             settings=settings,
         )
         self.outbox = outbox(self.links, self.nudge)
+        self.turns = Turns()
         self.site: IProtocolFactory | None = None
         self.ready = False
         self._ports: list[IListeningPort] = []

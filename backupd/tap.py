@@ -144,7 +144,7 @@ def build(settings: Settings) -> BackupService:
     write, read = Threads(reactor, 1, "ledger-write"), Threads(reactor, 1, "ledger-read")
     disk = Threads(reactor, DISK_THREADS, "disk")
     ledger = SqlLedger(settings.ledger_url, write_off=write, read_off=read, footprint=FOOTPRINT)
-    return join(
+    service = join(
         settings,
         reactor=reactor,
         own=OwnFolder(settings, lambda: secrets.token_urlsafe(32), ledger.file),
@@ -159,6 +159,8 @@ def build(settings: Settings) -> BackupService:
         exit=os._exit,
         log_observer=_log_observer(settings),
     )
+    service.turns.watch(reactor)
+    return service
 
 
 def _log_observer(settings: Settings) -> ILogObserver | None:

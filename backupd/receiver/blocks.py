@@ -1,26 +1,31 @@
 """Bytes from the network to the disk: few, large writes, digest and write side by side.
 
-Pieces are gathered into blocks. Writing, hashing and syncing are three lanes, each in order
-within itself and off the reactor thread; whoever puts a block waits while too many are under
-way, so memory stays bounded and the network is slowed when the disk is.
+Bytes are gathered in blocks, where the source can, straight from the network. Each block is one
+job off the reactor thread, which hashes it in its turn and then writes it, while the next one is
+hashed: one hop for both. Whoever brings a block waits while too many are under way, so memory
+stays bounded and the network is slowed when the disk is.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any, Protocol, TypeVar
 
-from twisted.internet.defer import Deferred, DeferredLock
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
-from backupd.interfaces import IUpload, OffThread
+from backupd.errors import TooLarge
+from backupd.interfaces import IUpload, OffThread, Source, StraightSource
+from backupd.receiver.pool import ALIGN, BLOCK, BlockPool
+from backupd.sizes import format_size
 from backupd.waiting import go_on
 
 __all__ = ["BLOCK", "BlockWriter", "Hasher"]
 
-BLOCK = 2 * 1024 * 1024
-"""Bytes that are gathered before they are written. With 4 MiB it was slower than with 1."""
+T = TypeVar("T")
 
 DEPTH = 3
 """Blocks under way at once."""
@@ -29,24 +34,26 @@ SYNC_BYTES = 64 * 1024 * 1024
 SYNC_SECONDS = 3.0
 """The durable offset moves when this much has come since it last did."""
 
-# Freed memory stays in the heap: by default glibc gives it back to the kernel block by block, and
-# every page of the next block costs a fault (see M_MMAP_THRESHOLD in mallopt(3): freeing one large
-# piece, never touched, raises the bound to twice its size). Other C libraries do not mind.
-bytearray(8 * 1024 * 1024)
+POOL = BlockPool()
+"""The buffers of all uploads: reactor thread only."""
 
 
 class Hasher(Protocol):
     """A running digest, as of `hashlib`."""
 
-    def update(self, data: bytes, /) -> None: ...
+    def update(self, data: bytes | memoryview, /) -> None: ...
     def hexdigest(self) -> str: ...
     def digest(self) -> bytes: ...
 
 
-def _update(hashers: Sequence[Hasher], pieces: Sequence[bytes]) -> None:
-    for piece in pieces:
-        for hasher in hashers:
-            hasher.update(piece)
+@dataclass(slots=True, eq=False)
+class _Block:
+    """Bytes on their way to ``offset``."""
+
+    data: memoryview
+    offset: int
+    hashed: bool = False
+    written: bool = False
 
 
 class BlockWriter:
@@ -73,56 +80,119 @@ class BlockWriter:
         self._checkpoint = checkpoint
         self.offset = offset
         self.durable = offset
-        self._pieces: list[bytes] = []
-        self._gathered = 0
-        self._started = offset
+        self._source: StraightSource | None = None
+        self._buffer: memoryview | None = None
+        self._begin = self._end = 0
+        self._room = 0
         self._written = offset
-        self._writes = DeferredLock()
-        self._hashes = DeferredLock()
+        self._hashing = Lock()
+        self._to_hash: deque[_Block] = deque()
+        self._to_count: deque[_Block] = deque()
         self._under_way: deque[Deferred[Any]] = deque()
         self._syncing: Deferred[None] | None = None
         self._synced_at = self._flushed_at = clock.seconds()
         self._write_failed: BaseException | None = None
         self.sync_failed = False
 
+    async def take(self, source: Source, limit: int) -> int:
+        """Take what comes next from ``source``: how many bytes, 0 at its end.
+
+        Raises `TooLarge`, and takes none of them, when there are more than ``limit`` in all.
+        """
+        if not isinstance(source, StraightSource):
+            piece = await source.read()
+            self._check(limit, len(piece))
+            await self.put(piece)
+            return len(piece)
+        buffer, self._source = self._open(), source
+        count = await source.read_into(buffer[self._end : self._end + self._room])
+        self._check(limit, count)
+        self._gathered(count)
+        await self._go_on()
+        return count
+
+    def arrived(self) -> int:
+        """Where the bytes end that have come so far, those of a block being filled included."""
+        return self.offset + (0 if self._source is None else self._source.filling())
+
+    def _check(self, limit: int, count: int) -> None:
+        if self.offset + count > limit:
+            raise TooLarge(
+                f"The upload is longer than the {format_size(limit)} ({limit} bytes) "
+                "that it may have.",
+                limit,
+            )
+
     async def put(self, piece: bytes) -> None:
         """Take one piece; waits while too much is under way."""
-        self._pieces.append(piece)
-        self._gathered += len(piece)
-        self.offset += len(piece)
+        at = 0
+        while at < len(piece):
+            buffer = self._open()
+            part = piece[at : at + self._room] if at or len(piece) > self._room else piece
+            buffer[self._end : self._end + len(part)] = part
+            at += len(part)
+            self._gathered(len(part))
+            await self._go_on()
+
+    def _open(self) -> memoryview:
+        """The buffer of the block at hand; a new one begins in a page as it does in the file."""
+        if self._buffer is None:
+            self._buffer = POOL.take()
+            self._begin = self._end = self.offset % ALIGN
+            # The next block is to begin at a page, so that only the first and the last do not.
+            self._room = BLOCK - self.offset % min(ALIGN, BLOCK)
+        return self._buffer
+
+    def _gathered(self, count: int) -> None:
+        self._end += count
+        self._room -= count
+        self.offset += count
+
+    async def _go_on(self) -> None:
+        """Start the block at hand if it is full or its bytes have waited long enough."""
         slow = self._clock.seconds() - self._flushed_at >= SYNC_SECONDS
-        if self._gathered >= BLOCK or slow:
-            self._start()
+        if self._buffer is not None and self._end > self._begin and (not self._room or slow):
+            self._start(self._buffer)
             while len(self._under_way) >= DEPTH:
                 await self._under_way.popleft()
             await self._keep_up()
 
-    def _start(self) -> None:
-        pieces, self._pieces = self._pieces, []
-        offset, size = self._started, self._gathered
-        self._started += size
-        self._gathered = 0
+    def _start(self, buffer: memoryview) -> None:
+        self._buffer = None
+        data = buffer[self._begin : self._end]
+        offset = self.offset - len(data)
         self._flushed_at = self._clock.seconds()
 
-        async def write() -> None:
-            if self._write_failed is not None:
-                raise self._write_failed
-            try:
-                await self._off(self._upload.write, pieces, offset)
-            except BaseException as error:
-                self._write_failed = error
-                raise
-            self._written = offset + size
+        block = _Block(data, offset)
+        self._to_hash.append(block)
+        self._to_count.append(block)
+        done = self._off(self._hash_and_write, block)
+        done.addBoth(self._let_go, block, buffer)
+        self._under_way.append(done)
 
-        async def both() -> None:
-            written = self._writes.run(lambda: go_on(write()))
-            hashed = self._hashes.run(self._off, _update, self._hashers, pieces)
-            try:
-                await written
-            finally:
-                await hashed
+    def _hash_and_write(self, block: _Block) -> None:
+        """In a thread: digest in order, whoever comes first; writes as they come, side by side."""
+        with self._hashing:
+            while not block.hashed:
+                first = self._to_hash.popleft()
+                for hasher in self._hashers:
+                    hasher.update(first.data)
+                first.hashed = True
+        if self._write_failed is not None:
+            raise self._write_failed
+        try:
+            self._upload.write([block.data], block.offset)
+        except BaseException as error:
+            self._write_failed = error
+            raise
+        block.written = True
 
-        self._under_way.append(go_on(both()))
+    def _let_go(self, result: T, block: _Block, buffer: memoryview) -> T:
+        POOL.give_back(buffer)
+        while self._to_count and self._to_count[0].written:
+            first = self._to_count.popleft()
+            self._written = first.offset + len(first.data)
+        return result
 
     async def _keep_up(self) -> None:
         """Start a sync when one is due, and wait for one that falls too far behind."""
@@ -152,8 +222,12 @@ class BlockWriter:
     async def settle(self) -> None:
         """Wait until nothing is under way any more; raises the first error."""
         first: BaseException | None = None
-        if self._gathered:
-            self._start()
+        if self._buffer is not None:
+            if self._end > self._begin:
+                self._start(self._buffer)
+            else:
+                POOL.give_back(self._buffer)
+                self._buffer = None
         while self._under_way:
             try:
                 await self._under_way.popleft()

@@ -16,7 +16,6 @@ from backupd.receiver.blocks import BlockWriter, Hasher
 from backupd.receiver.digests import Check, Digests, Judge, Known, digest_of
 from backupd.requests import Ask, BackupRequest, progressed
 from backupd.settings import Settings
-from backupd.sizes import format_size
 
 __all__ = ["Outcome", "Transfer"]
 
@@ -68,7 +67,7 @@ class Transfer:
         self._handle = handle
         self._limit = limit
         self._fresh = fresh
-        self.received = upload.offset
+        self._writer: BlockWriter | None = None
         self.ending = False
         self._aborted = False
         self._hasher: Known | None = None
@@ -79,6 +78,11 @@ class Transfer:
         """End it, keeping what arrived; `done` tells when."""
         self._aborted = True
         self.source.abort()
+
+    @property
+    def received(self) -> int:
+        """Bytes that have come so far, durable or not."""
+        return self._upload.offset if self._writer is None else self._writer.arrived()
 
     def silent_for(self) -> float:
         """Seconds without a byte although we read; 0 once it ends."""
@@ -96,7 +100,7 @@ class Transfer:
         try:
             await self._find_digest(check)
             hashers: list[Hasher] = [] if self._hasher is None else [self._hasher]
-            writer = BlockWriter(
+            writer = self._writer = BlockWriter(
                 self._handle,
                 hashers if check is None else [*hashers, *check.hashers],
                 upload.offset,
@@ -163,15 +167,8 @@ class Transfer:
         """Write what the source has; what arrived is kept when it is cut."""
         limit = self._limit
         try:
-            while piece := await self.source.read():
-                if writer.offset + len(piece) > limit:
-                    raise TooLarge(
-                        f"The upload is longer than the {format_size(limit)} ({limit} bytes) "
-                        "that it may have.",
-                        limit,
-                    )
-                await writer.put(piece)
-                self.received = writer.offset
+            while await writer.take(self.source, limit):
+                pass
             if writer.offset == 0 and self._fresh:
                 raise Invalid("body", "is empty; a video has at least one byte")
         except UploadCut as cut:

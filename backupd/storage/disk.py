@@ -94,14 +94,15 @@ class DiskStorage:
                 self._fs.close(fd)
                 self._fs.unlink(path)
                 raise
-        return DiskUpload(self._fs, fd, f"upload {upload_id}")
+        return DiskUpload(self._fs, fd, f"upload {upload_id}", path)
 
     def reopen(self, upload_id: str) -> IUpload:
         path = self._incoming(upload_id)
         if self._size(path, f"upload {upload_id}") is None:
             raise StorageFailed(f"The bytes of the upload {upload_id} are gone.")
         with doing(f"open the upload {upload_id}"):
-            return DiskUpload(self._fs, self._fs.open(path, _CHANGE), f"upload {upload_id}")
+            fd = self._fs.open(path, _CHANGE)
+        return DiskUpload(self._fs, fd, f"upload {upload_id}", path)
 
     def rename(self, upload_id: str, new_id: str) -> None:
         old, new = self._incoming(upload_id), self._incoming(new_id)
@@ -188,7 +189,7 @@ class DiskStorage:
             with self._folders:
                 depth = self._remove_empty(parts)
             # One sync is enough: whatever else went was below that folder.
-            self._sync_folder(*parts[:depth])
+            self._sync_innermost(parts[:depth])
 
     def walk(self) -> Iterator[Found | Damaged]:
         return self._walk(())
@@ -399,6 +400,16 @@ class DiskStorage:
 
     def _sync_folder(self, *parts: str) -> None:
         self._sync(self._path(*parts), _FOLDER | os.O_NOFOLLOW if parts else _FOLDER)
+
+    def _sync_innermost(self, parts: tuple[str, ...]) -> None:
+        """Sync a folder, or the one around it that is left when another thread removed it."""
+        while True:
+            try:
+                return self._sync_folder(*parts)
+            except FileNotFoundError:
+                if not parts:
+                    raise
+                parts = parts[:-1]
 
     def _sync(self, path: str, flags: int) -> None:
         fd = self._fs.open(path, flags)

@@ -49,6 +49,11 @@ class Metrics:
             registry=registry,
         )
         self._told = 0
+        self._block = Gauge(
+            "backupd_reactor_block_seconds_max",
+            "The longest turn of the reactor since this was last collected",
+            registry=registry,
+        )
         self._answers = Histogram(
             "backupd_http_request_seconds",
             "From the headers of a request to its answer",
@@ -78,6 +83,7 @@ class Metrics:
         totals = await service.ledger.totals()
         free = await service.off(service.storage.free)
         floor = service.settings.reserved_space
+        self._block.set(service.turns.longest())
         self._available.set(max(0, free - floor - totals.promised))
         self._promised.set(totals.promised)
         self._pending.set(totals.pending)

@@ -16,195 +16,27 @@ first, then handed over. So an answer, however early, finds the channel in order
 from __future__ import annotations
 
 import io
-from collections import deque
 from collections.abc import Callable
-from math import inf
 from typing import Any
 
-from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionAborted
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
 from twisted.internet.protocol import connectionDone
+from twisted.internet.tcp import Server
 from twisted.python.failure import Failure
 from twisted.web.http import HTTPChannel
 from twisted.web.resource import IResource
 from twisted.web.server import Request, Site
 
-from backupd.errors import TooLarge, UploadCut
 from backupd.trust.caller import STRANGER, Caller
+from backupd.web.body import Body
 from backupd.web.forwarded import Way
 
-__all__ = ["HIGH_WATER", "BackupSite", "Body", "StreamingRequest"]
-
-HIGH_WATER = 1024 * 1024
-"""So many bytes may wait for a reader (and one piece more) before the network has to wait."""
-
-LOW_WATER = HIGH_WATER // 2
-"""When no more than this waits, the network goes on."""
+__all__ = ["BackupSite", "Body", "StreamingRequest"]
 
 PIECE = 1024 * 1024
 """How many bytes are taken from the socket at once while a long body comes in."""
-
-OVERHEAD = 64
-"""What a piece costs beside its bytes: a million pieces of one byte are not one megabyte."""
-
-
-class Body:
-    """The body of a request as it comes in; a `backupd.interfaces.Source`.
-
-    It outlives its request: when the connection is lost, what had arrived can still be read.
-    """
-
-    length: int | None
-    """Bytes, as the client announced them; None when it sends chunks."""
-
-    ended: bool
-    """The last byte has arrived from the network, though it may not have been read."""
-
-    trailers: list[tuple[str, str]]
-    """Name, in lower case, and value of what followed a body of chunks (RFC 9112, 7.1.2)."""
-
-    def __init__(self, channel: _Channel, length: int | None) -> None:
-        self.length = length
-        self.ended = length == 0
-        self.trailers = []
-        self.expects_continue = False
-        self._channel: _Channel | None = channel
-        self._clock: IReactorTime = channel.site.reactor
-        self._since = self._clock.seconds()
-        self._segment: list[bytes] = []
-        self._pieces: deque[bytes] = deque()
-        self._waiting = 0
-        self._received = 0
-        self._cut: str | None = None
-        self._reader: Deferred[bytes] | None = None
-
-    # -- for whoever reads ------------------------------------------------------------------------
-
-    def read(self) -> Deferred[bytes]:
-        """The next piece, ``b""`` at the end.
-
-        Fails with `UploadCut` when the connection ended before the body, or the request has been
-        answered; what arrived before a cut comes first. Cancelling loses no byte. One reader at a
-        time: a second one is a `RuntimeError`.
-        """
-        if self._reader is not None:
-            raise RuntimeError("The body is being read already.")
-        if self._channel is not None and not self.ended:
-            if self.expects_continue:
-                self.expects_continue = False
-                self._channel.send_continue()
-            if self._channel.held and self._waiting <= LOW_WATER:
-                self._since = self._clock.seconds()
-                self._channel.release()
-        reader: Deferred[bytes] = Deferred(self._forget_reader)
-        self._reader = reader
-        self.hand_over()
-        return reader
-
-    async def read_all(self, limit: int) -> bytes:
-        """The whole of a small body.
-
-        Raises `TooLarge` as soon as it is known to have more than ``limit`` bytes, before
-        anything is read if it was announced; `UploadCut` as `read` does.
-        """
-        if self.length is not None and self.length > limit:
-            raise TooLarge(f"The body has {self.length} bytes; {limit} are allowed.", limit)
-        pieces = []
-        size = 0
-        while piece := await self.read():
-            size += len(piece)
-            if size > limit:
-                raise TooLarge(f"The body has more than the {limit} bytes allowed.", limit)
-            pieces.append(piece)
-        return b"".join(pieces)
-
-    def abort(self) -> None:
-        """Cut the body: the connection is closed, and a waiting `read` fails with `UploadCut`.
-
-        Does nothing when the last byte has arrived: there is nothing left to cut.
-        """
-        if self._channel is not None and not self.ended:
-            self._channel.abort()
-
-    def silent_for(self) -> float:
-        """Seconds since the last byte; 0 when none is owed, or it is we who do not read.
-
-        Infinite once the body is cut: no byte will ever come.
-        """
-        if self.ended:
-            return 0.0
-        if self._cut is not None:
-            return inf
-        if self._channel is not None and self._channel.held:
-            return 0.0
-        return self._clock.seconds() - self._since
-
-    # -- for the request --------------------------------------------------------------------------
-
-    def arrived(self, data: bytes) -> None:
-        """Bytes came in; `hand_over` follows when the whole segment has been parsed."""
-        if self._cut is None:
-            self._segment.append(data)
-
-    def end(self) -> None:
-        """The last byte came in; `hand_over` follows."""
-        self.ended = self._cut is None
-
-    def hand_over(self) -> None:
-        """Give a waiting reader what there is."""
-        self._keep_segment()
-        reader = self._reader
-        if reader is not None and (outcome := self._next()) is not None:
-            self._reader = None
-            reader.callback(outcome)
-
-    def hold_if_full(self) -> None:
-        """Let the network wait while the reader has enough, or has not yet asked for anything."""
-        enough = self._waiting >= HIGH_WATER or self.expects_continue
-        if enough and not self.ended and self._channel is not None:
-            self._channel.hold()
-
-    def lost(self) -> None:
-        """The connection is gone."""
-        self._channel = None
-        if not self.ended and self._cut is None:
-            self._keep_segment()
-            self._cut = f"The connection ended after {self._received} bytes of the body."
-        self.hand_over()
-
-    def discard(self) -> None:
-        """The request has been answered; nobody wants the rest."""
-        self._cut = "The request was answered before its body ended."
-        self._segment.clear()
-        self._pieces.clear()
-        self._waiting = 0
-        self.hand_over()
-
-    # -- within -----------------------------------------------------------------------------------
-
-    def _keep_segment(self) -> None:
-        """Join what one segment brought: of a chunked body it may be many small chunks."""
-        if self._segment:
-            piece = self._segment[0] if len(self._segment) == 1 else b"".join(self._segment)
-            self._segment.clear()
-            self._pieces.append(piece)
-            self._waiting += len(piece) + OVERHEAD
-            self._received += len(piece)
-            self._since = self._clock.seconds()
-
-    def _next(self) -> bytes | Failure | None:
-        """What a read gives now; None when it has to wait."""
-        if self._pieces:
-            piece = self._pieces.popleft()
-            self._waiting -= len(piece) + OVERHEAD
-            return piece
-        if self.ended:
-            return b""
-        return None if self._cut is None else Failure(UploadCut(self._cut))
-
-    def _forget_reader(self, _: object) -> None:
-        self._reader = None
 
 
 class StreamingRequest(Request):
@@ -228,7 +60,7 @@ class StreamingRequest(Request):
     def gotLength(self, length: int | None) -> None:
         """The headers are complete. Nothing may be answered before the channel has taken note."""
         self.content = io.BytesIO()
-        self.body = Body(self.channel, length)
+        self.body = Body(self.channel, length, self.channel.site.reactor)
         if length != 0:
             # The channel forgets the request line when the body ends.
             self._line = (self.channel._command, self.channel._path, self.channel._version)
@@ -299,6 +131,7 @@ class _Channel(HTTPChannel):
     _lingering: IDelayedCall | None = None
     _to_discard = 0
     _usual_piece: int | None = None
+    _straight: Body | None = None
 
     # -- what the transport calls -----------------------------------------------------------------
 
@@ -321,6 +154,30 @@ class _Channel(HTTPChannel):
                 request.segment_parsed()
             self._handing_over = False
 
+    def _read_straight(self) -> Any:
+        """Take the place of the transport's ``doRead``: from the kernel into the reader's buffer.
+
+        The last byte of a body takes the usual way: the parser knows what follows it.
+        """
+        body, decoder = self._straight, self._transferDecoder
+        space = None if body is None else body.space()
+        if body is None or space is None or decoder is None or decoder.contentLength < 2:
+            return Server.doRead(self.transport)
+        try:
+            count = self.transport.socket.recv_into(
+                space, min(len(space), decoder.contentLength - 1)
+            )
+        except (BlockingIOError, InterruptedError):
+            return None
+        except OSError:
+            return CONNECTION_LOST
+        if not count:
+            return CONNECTION_DONE
+        self.resetTimeout()
+        decoder.contentLength -= count
+        body.filled(count)
+        return None
+
     def resumeProducing(self) -> None:
         """The answer flows again; that must not end a hold."""
         super().resumeProducing()
@@ -342,6 +199,13 @@ class _Channel(HTTPChannel):
             self._usual_piece = getattr(self.transport, "bufferSize", None)
             if self._usual_piece is not None:
                 self.transport.bufferSize = PIECE
+
+    def read_straight(self, body: Body) -> None:
+        """Fill the body's buffer without a detour, if it comes over plain TCP and has a length."""
+        plain = type(self.transport) is Server and not self.transport.TLS
+        if plain and self._straight is None and body.length is not None:
+            self._straight = body
+            self.transport.doRead = self._read_straight
 
     def send_continue(self) -> None:
         """Tell the client that its body is wanted."""
@@ -400,6 +264,9 @@ class _Channel(HTTPChannel):
             self._close()
             return
         self.release()
+        if self._straight is not None:
+            self._straight = None
+            del self.transport.doRead
         if self._usual_piece is not None:
             self.transport.bufferSize, self._usual_piece = self._usual_piece, None
         self.requests[-1].body.trailers = _trailers(self._transferDecoder)

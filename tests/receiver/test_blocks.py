@@ -17,11 +17,13 @@ from zope.interface import implementer
 from backupd.errors import LedgerFailed, StorageFailed
 from backupd.interfaces import IUpload, OffThread
 from backupd.receiver import blocks
-from backupd.receiver.blocks import BLOCK, DEPTH, SYNC_BYTES, SYNC_SECONDS, BlockWriter
+from backupd.receiver.blocks import DEPTH, SYNC_BYTES, SYNC_SECONDS, BlockWriter
+from backupd.receiver.pool import BLOCK, BlockPool
 from backupd.waiting import go_on
 from tests.receiver.world import ManualOff, logged, now, set_attribute, sync
 
 BLOCK_OF_BYTES = b"x" * BLOCK
+JOB = "_hash_and_write"
 
 
 @implementer(IUpload)
@@ -47,7 +49,7 @@ class MemoryUpload:
     def occupied(self) -> int:
         return len(self.content)
 
-    def write(self, pieces: Sequence[bytes], offset: int) -> None:
+    def write(self, pieces: Sequence[bytes | memoryview], offset: int) -> None:
         self._count("write")
         data = b"".join(pieces)
         self.content[len(self.content) :] = bytes(max(0, offset - len(self.content)))
@@ -104,20 +106,51 @@ class BoundedTests(BlockCase):
         self.fill(writer, DEPTH - 1)
         waiting = go_on(writer.put(BLOCK_OF_BYTES))
         assert not waiting.called
-        self.off.release("write")
-        assert not waiting.called
-        self.off.release("_update")
+        self.off.release()
         now(waiting)
         self.off.release_all()
 
-    def test_lanes(self) -> None:
-        """One write and one digest run side by side, never two of either."""
+    def test_side_by_side(self) -> None:
+        """Blocks are written side by side, and hashed in order whichever thread comes first."""
         writer = self.writer(self.off)
-        self.fill(writer, DEPTH - 1)
-        assert sorted(self.off.names) == ["_update", "write"]
-        self.off.release("write")
-        assert sorted(self.off.names) == ["_update", "write"]
+        now(writer.put(b"a" * BLOCK))
+        now(writer.put(b"b" * BLOCK))
+        assert self.off.names == [JOB, JOB]
+        self.off.waiting.reverse()
+        self.off.release()
+        assert self.log == [f"write {2 * BLOCK}"]
+        self.off.release()
+        assert self.hasher.digest() == hashlib.sha256(b"a" * BLOCK + b"b" * BLOCK).digest()
+
+    def test_only_a_whole_beginning_counts(self) -> None:
+        """A block that is written before the one in front of it does not count yet."""
+        set_attribute(self, blocks, "SYNC_BYTES", 1)
+        writer = self.writer(self.off)
+        self.fill(writer, 2)
+        self.off.waiting.reverse()
+        self.off.release()
+        third = go_on(writer.put(BLOCK_OF_BYTES))
+        assert "sync" not in self.off.names
         self.off.release_all()
+        now(third)
+
+    def test_buffers_go_back(self) -> None:
+        """A buffer is free again once its block is hashed and written, or has failed."""
+        for failing in (False, True):
+            pool = BlockPool()
+            set_attribute(self, blocks, "POOL", pool)
+            writer = self.writer(self.off)
+            now(writer.put(b"a" * BLOCK))
+            now(writer.put(b"b"))
+            settled = go_on(writer.settle())
+            assert len(pool) == 0
+            self.off.release(JOB, StorageFailed("EIO") if failing else None)
+            assert len(pool) == 1
+            self.off.release_all()
+            assert len(pool) == 2
+            if failing:
+                with pytest.raises(StorageFailed):
+                    now(settled)
 
     def test_gathered(self) -> None:
         """Small pieces are written together, one block at a time."""
@@ -171,9 +204,9 @@ class DurableTests(BlockCase):
         self.fill(writer, 2)
         self.off.release_all()
         self.fill(writer, 1)
-        assert self.off.names == ["write", "_update", "sync"]
+        assert self.off.names == [JOB, "sync"]
         # This block is written while the sync is under way: the sync does not speak for it.
-        self.off.release("write")
+        self.off.release(JOB)
         assert self.checkpoints == []
         self.off.release("sync")
         assert self.checkpoints == [2 * BLOCK]
@@ -206,8 +239,7 @@ class DurableTests(BlockCase):
         def write(count: int) -> Deferred[None]:
             done = go_on(writer.put(BLOCK_OF_BYTES))
             for _ in range(count):
-                self.off.release("write")
-                self.off.release("_update")
+                self.off.release(JOB)
             return done
 
         while "sync" not in self.off.names:
@@ -280,7 +312,7 @@ class FailingTests(BlockCase):
         writer = self.writer(self.off)
         self.fill(writer, DEPTH - 1)
         settled = go_on(writer.settle())
-        self.off.release("write", StorageFailed("EIO"))
+        self.off.release(JOB, StorageFailed("EIO"))
         assert not settled.called
         self.off.release_all()
         with pytest.raises(StorageFailed):
@@ -295,8 +327,7 @@ class FailingTests(BlockCase):
         self.off.release_all()
         self.clock.advance(SYNC_SECONDS)
         now(writer.put(b"b"))
-        self.off.release("write")
-        self.off.release("_update")
+        self.off.release(JOB)
         settled = go_on(writer.settle())
         assert self.off.names == ["sync"]
         assert not settled.called

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import mmap
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from threading import Thread
@@ -59,6 +62,93 @@ def test_short_writes(root: Path, storage: DiskStorage) -> None:
     upload = faulty(root, fs).create("upload-1")
     upload.write([b"a", b"bcdefgh", b"", b"ij"], 5)
     assert upload.read(5, 100) == b"abcdefghij"
+    upload.close()
+
+
+def large(pages: int, begins_at: int = 0) -> memoryview:
+    """Bytes that begin ``begins_at`` in a page of memory, as direct writes want them."""
+    view = memoryview(mmap.mmap(-1, (pages + 1) * 4096))[begins_at:]
+    for page in range(pages):
+        view[page * 4096 : page * 4096 + 4] = page.to_bytes(4, "big")
+    return view[: pages * 4096]
+
+
+def direct_writes(fs: FaultyFileSystem) -> list[tuple[int, int]]:
+    """Where, and how many bytes, was written around the page cache from now on."""
+    found: list[tuple[int, int]] = []
+    write = fs._pwritev
+
+    def pwritev(fd: int, pieces: Sequence[bytes], offset: int) -> int:
+        written = write(fd, pieces, offset)
+        if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT:
+            found.append((offset, written))
+        return written
+
+    fs._pwritev = pwritev  # type: ignore[method-assign]
+    return found
+
+
+def takes_direct_writes(root: Path) -> bool:
+    """Whether the file system below ``root`` does."""
+    try:
+        os.close(os.open(root / "probe", os.O_RDWR | os.O_CREAT | os.O_DIRECT))
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("at", [0, 8192, 1, 4095, 5000])
+def test_large_pieces_go_around_the_page_cache(root: Path, storage: DiskStorage, at: int) -> None:
+    """The whole pages of a large piece are written directly, what is around them as usual."""
+    if not takes_direct_writes(root):
+        pytest.skip("this file system takes no direct writes")
+    fs = FaultyFileSystem(str(root))
+    direct = direct_writes(fs)
+    upload = faulty(root, fs).create("upload-1")
+    content = bytes(at) + bytes(large(100, at % 4096)) + b"the end"
+    upload.allocate(len(content))
+    upload.write([bytes(at)], 0)
+    upload.write([large(100, at % 4096), b"the end"], at)
+    upload.sync()
+    assert upload.read(0, len(content) + 1) == content
+    begins = -(-at // 4096) * 4096
+    assert direct == [(begins, (at + 100 * 4096) // 4096 * 4096 - begins)]
+    upload.close()
+    assert fs.fds == {}
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EOPNOTSUPP])
+@pytest.mark.parametrize("function", ["open", "pwritev"])
+def test_direct_writes_are_not_everywhere(
+    root: Path, storage: DiskStorage, function: str, number: int
+) -> None:
+    """Where they cannot be, all goes the usual way, and it is tried once."""
+    fs = FaultyFileSystem(str(root))
+    upload = faulty(root, fs).create("upload-1")
+    tries: list[str] = []
+
+    def fault(_: int, called: str, path: str) -> None:
+        # The first write of the upload is the direct one; nothing else is opened here.
+        if called == function and not tries:
+            tries.append(called)
+            raise OSError(number, os.strerror(number))
+
+    fs.fault = fault
+    direct = direct_writes(fs)
+    for at in (0, 100 * 4096):
+        upload.write([large(100)], at)
+    assert upload.read(0, 300 * 4096) == bytes(large(100)) * 2
+    assert (tries, direct) == ([function], [])
+    upload.close()
+    assert fs.fds == {}
+
+
+def test_direct_write_fails(root: Path, storage: DiskStorage) -> None:
+    """A disk that fails is not mistaken for one that cannot."""
+    fs = FaultyFileSystem(str(root), failing(errno.EIO, "pwritev"))
+    upload = faulty(root, fs).create("upload-1")
+    with pytest.raises(StorageFailed, match="Input/output error"):
+        upload.write([large(100)], 0)
     upload.close()
 
 

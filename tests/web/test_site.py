@@ -11,7 +11,8 @@ import pytest
 from twisted.internet.defer import CancelledError, Deferred
 
 from backupd.errors import TooLarge, UploadCut
-from backupd.web.site import HIGH_WATER, PIECE
+from backupd.web.body import HIGH_WATER
+from backupd.web.site import PIECE
 from tests.web.connection import CHUNKED, CONTINUE, EXPECTING, SIZED, SiteCase
 
 

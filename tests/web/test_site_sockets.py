@@ -4,12 +4,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import select
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
+import pytest
 import pytest_twisted
 from klein import Klein
 from twisted.internet import reactor as global_reactor
@@ -20,7 +22,8 @@ from twisted.internet.threads import deferToThread
 from twisted.internet.utils import getProcessOutputAndValue
 
 from backupd.errors import TooLarge, UploadCut
-from backupd.web.site import HIGH_WATER, BackupSite, StreamingRequest
+from backupd.web.body import HIGH_WATER, Body
+from backupd.web.site import BackupSite, StreamingRequest
 
 reactor: Any = global_reactor
 T = TypeVar("T")
@@ -45,6 +48,15 @@ class Handlers:
         while piece := await request.body.read():
             size += len(piece)
         return b"%d bytes\n" % size
+
+    @app.route("/straight", methods=["PUT"])
+    async def straight(self, request: StreamingRequest) -> bytes:
+        """Reads into a buffer of its own; says how often, and the digest."""
+        buffer, digest, reads = memoryview(bytearray(MIB)), hashlib.sha256(), 0
+        while count := await request.body.read_into(buffer):
+            digest.update(buffer[:count])
+            reads += 1
+        return b"%d reads, %s\n" % (reads, digest.hexdigest().encode())
 
     @app.route("/refuse", methods=["POST", "PUT"])
     async def refuse(self, request: StreamingRequest) -> bytes:
@@ -224,6 +236,34 @@ async def test_requests_follow_each_other_on_one_connection() -> None:
     for size, answer in zip((3 * MIB, 1, 2 * MIB), answers, strict=True):
         assert b"%d bytes\n" % size in answer
         assert b"close" not in answer.lower()
+
+
+@pytest_twisted.ensureDeferred
+async def test_straight_into_the_readers_buffer() -> None:
+    """Bytes that go around the parser are all there, and what is pipelined behind them too."""
+    content = bytes(range(251)) * (5 * MIB // 251)
+
+    def talk(connection: socket.socket) -> bytes:
+        connection.sendall(PUT % (b"/straight", len(content)) + content)
+        last = PUT.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+        connection.sendall(last % (b"/count", 3) + b"end")
+        return to_the_end(connection)
+
+    calls: list[int] = []
+    filled = Body.filled
+
+    def counted(body: Body, count: int) -> None:
+        calls.append(count)
+        filled(body, count)
+
+    async with serving(Handlers()) as port:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Body, "filled", counted)
+            answer = await client(port, talk)
+    assert b"5 reads, " + hashlib.sha256(content).hexdigest().encode() in answer
+    assert b"3 bytes" in answer
+    # The first bytes come with the headers, the last one by the parser.
+    assert 4 * MIB - 64 * 1024 <= sum(calls) < len(content)
 
 
 @pytest_twisted.ensureDeferred

@@ -1,0 +1,44 @@
+"""Buffers for blocks: aligned as direct writes want them, and used again and again."""
+
+from __future__ import annotations
+
+import mmap
+
+__all__ = ["ALIGN", "BLOCK", "BlockPool"]
+
+BLOCK = 2 * 1024 * 1024
+"""Bytes that are gathered before they are written."""
+
+ALIGN = 4096
+"""Direct writes want addresses, offsets and lengths that are multiples of this."""
+
+KEPT = 8
+"""Buffers that are kept for the next upload; others go back to the system."""
+
+
+class BlockPool:
+    """Buffers of `BLOCK` bytes and a little more.
+
+    The first touch of memory costs a fault for every page, and in a virtual machine several times
+    more than that; a buffer that was used a moment ago costs nothing.
+    """
+
+    def __init__(self, kept: int = KEPT) -> None:
+        self._kept = kept
+        self._free: list[memoryview] = []
+
+    def take(self) -> memoryview:
+        """A buffer; what is in it is left from its last use."""
+        if self._free:
+            return self._free.pop()
+        # A page more, so that a block may begin anywhere in a page, as its place in the file does.
+        return memoryview(mmap.mmap(-1, BLOCK + ALIGN))
+
+    def give_back(self, buffer: memoryview) -> None:
+        """For the next one who takes; nobody may use it any more."""
+        if len(self._free) < self._kept:
+            self._free.append(buffer)
+
+    def __len__(self) -> int:
+        """How many are kept at the moment."""
+        return len(self._free)
