@@ -275,7 +275,8 @@ class Entry:
 
     ``state`` is ASKING, WAITING, READY, SENT, or at the end VERIFIED, UNVERIFIED, FAILED or
     CANCELLED. ``due_at`` says when to look at it again, ``deadline`` when to give up.
-    ``capability`` belongs to the link that the receiver calls back on.
+    ``capability`` belongs to the link that the receiver calls back on; ``uploads`` is JSON that
+    the sender alone reads: where its bytes are on their way to.
     """
 
     entry_id: str
@@ -301,6 +302,7 @@ class Entry:
     sha256: str | None = None
     backup_id: str | None = None
     content_url: str | None = None
+    uploads: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -176,6 +176,7 @@ entries = Table(
     Column("backup_id", Text),
     Column("content_url", Text),
     Column("over", Boolean, nullable=False),
+    Column("uploads", Text),  # JSON
     sqlite_autoincrement=True,
 )
 _going = text("NOT over")

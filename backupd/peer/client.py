@@ -7,11 +7,8 @@ which may hold a capability.
 from __future__ import annotations
 
 import json
-import re
+from base64 import b64encode
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from datetime import UTC
-from email.utils import parsedate_to_datetime
 from http.cookiejar import DefaultCookiePolicy
 from typing import Any, cast
 from urllib.parse import quote
@@ -38,22 +35,20 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IBodyProducer, IResponse
 from zope.interface import implementer
 
-from backupd.errors import PeerFailed, PeerRefused
+from backupd.errors import PeerFailed
+from backupd.peer.answers import Answer, accepted, answer_of, place_called, refusal, shown
 from backupd.peer.connector import OPEN_ROUTE, Connector, Routes
 from backupd.peer.exchange import MAX_ANSWER, Exchange
-from backupd.peer.origins import Place, place_of
+from backupd.peer.origins import Place
 from backupd.peer.tls import ClientTls
 from backupd.waiting import go_on
 
 __all__ = [
     "TIMEOUT",
-    "Answer",
     "Connect",
     "PeerClient",
     "make_client",
     "make_http",
-    "seconds_in",
-    "words_in",
 ]
 
 TIMEOUT = 15.0
@@ -66,15 +61,6 @@ NEVER_MIND = frozenset({409, 410})
 """What a HEAD on an upload link may be refused with; anything else means "not known here"."""
 
 Connect = Callable[[Place], IStreamClientEndpoint]
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """An answer, whatever it says; ``retry_after`` is in seconds, ``body`` what JSON there was."""
-
-    status: int
-    retry_after: float | None
-    body: dict[str, object]
 
 
 class PeerClient:
@@ -107,18 +93,18 @@ class PeerClient:
         Raises `PeerRefused` when it did not take the question, `PeerFailed` without an answer.
         """
         url = f"{to.rstrip('/')}/api/v1/backup/can-accept-backup"
-        answer = _accepted(url, await self._message("POST", url, message))
+        answer = accepted(url, await self._message("POST", url, message))
         if not isinstance(answer.body.get("success"), bool):
-            raise PeerFailed(f"{_shown(url)} answered neither yes nor no.", answer.retry_after)
+            raise PeerFailed(f"{shown(url)} answered neither yes nor no.", answer.retry_after)
         return answer.body
 
     async def offer(self, link: str, body: bytes, headers: dict[str, str]) -> Answer:
         """Tell a sender that it is its turn. Raises `PeerFailed` when there is no answer."""
-        return await self._small("POST", link, body, {"Content-Type": "application/json"} | headers)
+        return await self.small("POST", link, body, {"Content-Type": "application/json"} | headers)
 
     async def status(self, url: str) -> dict[str, object]:
         """What the receiver tells of a request. Raises `PeerRefused`, `PeerFailed`."""
-        return _accepted(url, await self._small("GET", url)).body
+        return accepted(url, await self.small("GET", url)).body
 
     async def standing(self, link: str) -> int | None:
         """The offset at which an upload goes on; None when the receiver does not tell.
@@ -126,28 +112,40 @@ class PeerClient:
         Raises `PeerRefused` with status 409 when the backup is stored already and 410 when the
         request is over, `PeerFailed` without an answer.
         """
-        answer = await self._small("HEAD", link, None, {"Tus-Resumable": "1.0.0"})
+        answer = await self.small("HEAD", link, None, {"Tus-Resumable": "1.0.0"})
         if answer.status in NEVER_MIND:
-            raise _refusal(link, answer)
+            raise refusal(link, answer)
         offset = answer.body.get("receivedBytes")
         return offset if answer.status < 300 and isinstance(offset, int) else None
 
     async def complete(self, link: str, message: Mapping[str, object]) -> dict[str, object]:
         """Say that an upload is whole, or given up. Raises `PeerRefused`, `PeerFailed`."""
-        return _accepted(link, await self._message("POST", link, message, STORING)).body
+        return accepted(link, await self._message("POST", link, message, STORING)).body
 
     # -- uploads ----------------------------------------------------------------------------------
 
     async def send(
-        self, link: str, body: IBodyProducer, *, content_type: str | None, file_name: str
+        self,
+        link: str,
+        body: IBodyProducer,
+        *,
+        content_type: str | None,
+        file_name: str,
+        sha256: str | None = None,
     ) -> dict[str, object]:
-        """Upload a whole file by POST. Raises `PeerRefused`, `PeerFailed`, what ``body`` raises."""
+        """Upload a whole file by POST, with its SHA-256 (RFC 9530) if that is known already.
+
+        Raises `PeerRefused`, `PeerFailed`, what ``body`` raises.
+        """
         name = quote(file_name.encode("utf-8", "replace"), safe="")
         headers = {
             "Content-Type": content_type or "application/octet-stream",
             "Content-Disposition": f"attachment; filename*=UTF-8''{name}",
         }
-        return await self._upload("POST", link, body, headers)
+        if sha256 is not None:
+            digest = b64encode(bytes.fromhex(sha256)).decode()
+            headers["Repr-Digest"] = f"sha-256=:{digest}:"
+        return await self.upload("POST", link, body, headers)
 
     async def resume(self, link: str, offset: int, body: IBodyProducer) -> dict[str, object]:
         """Upload what lies behind ``offset`` by PATCH (tus 1.0.0). Raises as `send`."""
@@ -156,12 +154,13 @@ class PeerClient:
             "Tus-Resumable": "1.0.0",
             "Upload-Offset": str(offset),
         }
-        return await self._upload("PATCH", link, body, headers)
+        return await self.upload("PATCH", link, body, headers)
 
-    async def _upload(
+    async def upload(
         self, method: str, link: str, body: IBodyProducer, headers: Mapping[str, str]
     ) -> dict[str, object]:
-        place = _place(link)
+        """One request with a long body. Raises `PeerRefused`, `PeerFailed`, what it raises."""
+        place = place_called(link)
         lines = [f"{method} {place.target} HTTP/1.1", f"Host: {place.netloc}"]
         sent = {"User-Agent": "backupd", "Accept": "application/json", "Connection": "close"}
         sent |= {"Content-Length": str(body.length)} | dict(headers) | self._authority(place)
@@ -173,9 +172,10 @@ class PeerClient:
         except Exception as error:
             raise _failed(place, error) from error
         reply = await exchange.replied
-        get = reply.headers.get
-        answer = self._answer(reply.status, get("Retry-After"), get("Upload-Offset"), reply.body)
-        return _accepted(link, answer).body
+        answer = answer_of(
+            reply.status, dict(reply.headers.items()), reply.body, self._clock.seconds()
+        )
+        return accepted(link, answer).body
 
     # -- small messages ---------------------------------------------------------------------------
 
@@ -183,9 +183,9 @@ class PeerClient:
         self, method: str, url: str, message: Mapping[str, object], limit: float = TIMEOUT
     ) -> Answer:
         body = json.dumps(message).encode()
-        return await self._small(method, url, body, {"Content-Type": "application/json"}, limit)
+        return await self.small(method, url, body, {"Content-Type": "application/json"}, limit)
 
-    async def _small(
+    async def small(
         self,
         method: str,
         url: str,
@@ -193,8 +193,8 @@ class PeerClient:
         headers: Mapping[str, str] | None = None,
         limit: float = TIMEOUT,
     ) -> Answer:
-        """One request and its whole answer, within ``limit`` seconds."""
-        place = _place(url)
+        """One request and its whole answer, within ``limit`` seconds. Raises `PeerFailed`."""
+        place = place_called(url)
         sent = Headers({"User-Agent": ["backupd"], "Accept": ["application/json"]})
         for name, value in (dict(headers or {}) | self._authority(place)).items():
             sent.setRawHeaders(name, [value])
@@ -228,91 +228,9 @@ class PeerClient:
         finally:
             if limiter.active():
                 limiter.cancel()
-        told = response.headers
-        return self._answer(
-            response.code,
-            _text((told.getRawHeaders(b"retry-after") or [None])[-1]),
-            _text((told.getRawHeaders(b"upload-offset") or [None])[-1]),
-            content,
-        )
-
-    def _answer(
-        self, status: int, retry_after: str | None, offset: str | None, content: bytes
-    ) -> Answer:
-        """``Upload-Offset`` is told as ``receivedBytes``, as our own receiver's JSON does."""
-        body = _json(content)
-        if offset is not None and re.fullmatch(r"[0-9]{1,19}", offset.strip(), re.ASCII):
-            body["receivedBytes"] = int(offset)
-        return Answer(status, _seconds(retry_after, self._clock.seconds()), body)
-
-
-def _place(url: str) -> Place:
-    try:
-        return place_of(url)
-    except ValueError as error:
-        raise PeerFailed("The link of the other server is no URL that can be called.") from error
-
-
-def _shown(url: str) -> str:
-    return _place(url).origin
-
-
-def _text(raw: bytes | None) -> str | None:
-    return None if raw is None else raw.decode("latin-1")
-
-
-def _json(content: bytes) -> dict[str, object]:
-    try:
-        value = json.loads(content)
-    except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _seconds(retry_after: str | None, now: float) -> float | None:
-    """``Retry-After``: seconds, or an HTTP date."""
-    if retry_after is None:
-        return None
-    text = retry_after.strip()
-    if re.fullmatch(r"[0-9]{1,9}", text, re.ASCII):
-        return float(text)
-    try:
-        date = parsedate_to_datetime(text)
-        return max(0.0, (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - now)
-    except (ValueError, OverflowError):
-        return None
-
-
-def seconds_in(body: Mapping[str, object]) -> float | None:
-    """``retryAfter`` of a JSON answer."""
-    match body.get("retryAfter"):
-        case bool():
-            return None
-        case int() | float() as seconds if 0 <= seconds < 1e9:
-            return float(seconds)
-    return None
-
-
-def words_in(body: Mapping[str, object]) -> str:
-    """What a JSON answer says to people, made fit for one line; empty when it says nothing."""
-    said = str(body.get("detail") or body.get("message") or "")[:2000]
-    return " ".join("".join(c if c.isprintable() else " " for c in said).split())[:300]
-
-
-def _accepted(url: str, answer: Answer) -> Answer:
-    """``answer`` if it is a 2xx; raises `PeerRefused`."""
-    if not 200 <= answer.status < 300:
-        raise _refusal(url, answer)
-    return answer
-
-
-def _refusal(url: str, answer: Answer) -> PeerRefused:
-    words = words_in(answer.body)
-    why = f"{_shown(url)} answered {answer.status}" + (f": {words[:300]}" if words else ".")
-    after = answer.retry_after
-    if after is None:
-        after = seconds_in(answer.body)
-    return PeerRefused(why, answer.status, answer.body, after)
+        told = response.headers.getAllRawHeaders()
+        named = {name.decode("latin-1"): values[-1].decode("latin-1") for name, values in told}
+        return answer_of(response.code, named, content, self._clock.seconds())
 
 
 def _failed(place: Place, error: BaseException) -> PeerFailed | CancelledError:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from backupd.errors import Invalid
 from backupd.interfaces import IFileSystem
-from backupd.peer.file_body import FileGone
+from backupd.peer.open_file import FileGone
 from backupd.requests import VideoId, video_key
 from backupd.storage.names import is_component
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import CancelledError
@@ -14,12 +13,14 @@ from twisted.logger import Logger
 from backupd.errors import PeerFailed, PeerRefused
 from backupd.interfaces import Entry, IFileSystem, ILedger, OffThread
 from backupd.links import Links
+from backupd.peer.answers import seconds_in, words_in
 from backupd.peer.backoff import Chance, backoff
-from backupd.peer.client import PeerClient, seconds_in, words_in
-from backupd.peer.file_body import FileBody, FileChanged, FileGone
+from backupd.peer.client import PeerClient
+from backupd.peer.open_file import FileChanged, FileGone
 from backupd.peer.origins import origin_of, place_of, same_origin
 from backupd.sender import steps
 from backupd.sender.catalogue import examine
+from backupd.sender.delivery import ArrivedWrong, Delivery, digest_in
 from backupd.sender.steps import ASKED, GOING, OVER
 
 __all__ = ["MAX_WRONG", "Courier"]
@@ -63,7 +64,8 @@ class Courier:
         self._off = off
         self._rng = rng
         self._fs = fs
-        self.sent: dict[str, int] = {}
+        self._delivery = Delivery(ledger=ledger, peer=peer, clock=clock, off=off, fs=fs)
+        self.sent = self._delivery.sent
         self.positions: dict[str, int] = {}
         self._setbacks: Counter[str] = Counter()
         self._wrong: Counter[str] = Counter()
@@ -97,7 +99,7 @@ class Courier:
         except FileChanged as error:
             # What has arrived of the old bytes must not become a part of the new.
             self._afresh.add(entry.entry_id)
-            return await self._back(entry, "ASKING", str(error), sha256=None)
+            return await self._back(entry, "ASKING", str(error), sha256=None, uploads=None)
         except PeerFailed as error:
             return await self.again(entry, str(error), error.retry_after)
         except OSError as error:
@@ -117,6 +119,7 @@ class Courier:
                 size=size,
                 modified_ns=modified_ns,
                 sha256=None,
+                uploads=None,
             )
             entry = await self._ledger.change_entry(entry.entry_id, change)
             if entry.state not in ASKED:
@@ -187,34 +190,15 @@ class Courier:
         )
 
     async def _send(self, entry: Entry) -> Entry:
-        link = entry.upload_link
-        if link is None or entry.complete_link is None:
+        if entry.upload_link is None or entry.complete_link is None:
             return await self._back(entry, "ASKING", "The receiver's links are missing.")
-        offset = None
-        if entry.entry_id not in self._afresh:
-            try:
-                offset = await self._peer.standing(link)
-            except PeerRefused as error:
-                return await self._refused(entry, error)
-        start = offset if offset is not None and offset <= entry.size else 0
-        body = self._body(entry, lambda sent: self.sent.__setitem__(entry.entry_id, sent))
         try:
-            await body.open(start)
-            if start:
-                answer = await self._peer.resume(link, start, body)
-            else:
-                kind, name = entry.content_type, entry.file_name
-                answer = await self._peer.send(link, body, content_type=kind, file_name=name)
+            afresh = entry.entry_id in self._afresh
+            sha256 = await self._delivery.deliver(entry, afresh=afresh)
         except PeerRefused as error:
             return await self._refused(entry, error)
-        finally:
-            await body.close()
-        received = answer.get("receivedBytes")
-        if isinstance(received, int) and received != entry.size:
-            raise PeerFailed(f"Only {received} of {entry.size} bytes have arrived.")
-        theirs, size = _digest(answer), answer.get("size")
-        if (theirs or body.sha256) != body.sha256 or (isinstance(size, int) and size != entry.size):
-            return await self._arrived_wrong(entry, "The receiver got other bytes than we sent.")
+        except ArrivedWrong as error:
+            return await self._arrived_wrong(entry, str(error))
         self._afresh.discard(entry.entry_id)
         return await self._change(
             entry,
@@ -222,7 +206,7 @@ class Courier:
                 "SENT",
                 leaving={"READY"},
                 now=self._clock.seconds(),
-                sha256=body.sha256,
+                sha256=sha256,
                 attempts=0,
                 last_error=None,
             ),
@@ -249,7 +233,9 @@ class Courier:
         if link is None:
             return await self._back(entry, "ASKING", "The receiver's links are missing.")
         if entry.sha256 is None:
-            entry = await self._digested(entry)
+            digest = await self._delivery.digested(entry)
+            step = steps.moved("SENT", leaving={"SENT"}, now=self._clock.seconds(), sha256=digest)
+            entry = await self._ledger.change_entry(entry.entry_id, step)
         message = {
             "videoId": entry.video,
             "success": True,
@@ -272,7 +258,7 @@ class Courier:
 
     async def _judge(self, entry: Entry, answer: dict[str, object]) -> Entry:
         """The receiver says that it is stored: does it have what we have?"""
-        theirs, size = _digest(answer), answer.get("size")
+        theirs, size = digest_in(answer), answer.get("size")
         state, why = "VERIFIED", None
         if isinstance(size, int) and size != entry.size:
             state, why = "FAILED", f"The receiver stored {size} bytes, not {entry.size}."
@@ -293,27 +279,6 @@ class Courier:
                 backup_id=_identifier(answer.get("backupId")),
                 content_url=_callable_url(content_url),
             ),
-        )
-
-    async def _digested(self, entry: Entry) -> Entry:
-        """With the SHA-256 of the file, which an earlier process knew or nobody did."""
-        body = self._body(entry, lambda sent: None)
-        try:
-            await body.open(entry.size)
-        finally:
-            await body.close()
-        digest = body.sha256
-        step = steps.moved("SENT", leaving={"SENT"}, now=self._clock.seconds(), sha256=digest)
-        return await self._ledger.change_entry(entry.entry_id, step)
-
-    def _body(self, entry: Entry, progress: Callable[[int], None]) -> FileBody:
-        return FileBody(
-            entry.path,
-            size=entry.size,
-            modified_ns=entry.modified_ns,
-            off=self._off,
-            progress=progress,
-            fs=self._fs,
         )
 
     # -- what goes wrong --------------------------------------------------------------------------
@@ -350,7 +315,8 @@ class Courier:
         if self._wrong[entry.entry_id] >= MAX_WRONG:
             return await self._fail(entry, f"The bytes arrived wrong {MAX_WRONG} times: {why}")
         self._afresh.add(entry.entry_id)
-        return await self._back(entry, state, why, sha256=None)
+        self._delivery.forget(entry.entry_id)
+        return await self._back(entry, state, why, sha256=None, uploads=None)
 
     async def _fail(self, entry: Entry, why: str) -> Entry:
         now = self._clock.seconds()
@@ -415,8 +381,9 @@ class Courier:
 
     def forget(self, entry_id: str) -> None:
         """It is over: nothing is remembered but what the ledger has."""
-        for memory in (self.sent, self.positions, self._setbacks, self._wrong):
+        for memory in (self.positions, self._setbacks, self._wrong):
             memory.pop(entry_id, None)
+        self._delivery.forget(entry_id)
         self._afresh.discard(entry_id)
 
 
@@ -427,11 +394,6 @@ def _identifier(value: object) -> str | None:
     return (
         value if isinstance(value, str) and 0 < len(value) <= 256 and value.isprintable() else None
     )
-
-
-def _digest(answer: dict[str, object]) -> str | None:
-    digest = answer.get("sha256")
-    return digest.strip().lower() if isinstance(digest, str) and digest.strip() else None
 
 
 def _callable_url(value: object) -> str | None:

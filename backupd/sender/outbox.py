@@ -16,7 +16,7 @@ from backupd.interfaces import Entry, IFileSystem, ILedger, OffThread
 from backupd.links import Links
 from backupd.peer.backoff import Chance
 from backupd.peer.client import PeerClient
-from backupd.peer.file_body import FileGone
+from backupd.peer.open_file import FileGone
 from backupd.peer.origins import check_link, origin_of, place_of
 from backupd.requests import VideoId
 from backupd.sender.catalogue import (

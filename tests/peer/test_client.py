@@ -22,7 +22,8 @@ from twisted.web.server import NOT_DONE_YET, Request
 from zope.interface import implementer
 
 from backupd.errors import PeerFailed, PeerRefused
-from backupd.peer.client import TIMEOUT, PeerClient, make_http, seconds_in, words_in
+from backupd.peer.answers import seconds_in, words_in
+from backupd.peer.client import TIMEOUT, PeerClient, make_http
 from backupd.peer.exchange import MAX_ANSWER
 from backupd.peer.origins import Place
 from backupd.waiting import go_on

@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet.interfaces import IConsumer
+from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from backupd.peer import file_body
-from backupd.peer.file_body import BLOCK, FileBody, FileChanged, FileGone
+from backupd.peer.file_body import BLOCK, SLICE, FileBody
+from backupd.peer.open_file import FileChanged, FileDigest, FileGone, FileState
 from backupd.waiting import go_on
 from tests.ledger.offs import WhenTold, at_once
 from tests.outcomes import pending, result_of
@@ -52,15 +53,14 @@ class Sample:
         self.data = data
         path.write_bytes(data)
         self.stat = path.stat()
+        self.state = FileState(str(path), self.stat.st_size, self.stat.st_mtime_ns)
+        self.clock = Clock()
 
     def body(self, off: Any = at_once, **more: Any) -> FileBody:
-        return FileBody(
-            str(self.path),
-            size=self.stat.st_size,
-            modified_ns=self.stat.st_mtime_ns,
-            off=off,
-            **more,
-        )
+        return FileBody(self.state, off=off, clock=self.clock, **more)
+
+    def digest(self, off: Any = at_once) -> FileDigest:
+        return FileDigest(self.state, off)
 
 
 @pytest.fixture
@@ -78,18 +78,30 @@ def test_it_sends_what_lies_behind_the_offset_and_digests_everything(
     sample: Sample, offset: int
 ) -> None:
     told: list[int] = []
-    body = sample.body(progress=told.append)
+    digest = sample.digest()
+    result_of(go_on(digest.follow(offset)))
+    body = sample.body(progress=told.append, digest=digest)
     result_of(go_on(body.open(offset)))
     assert body.length == len(sample.data) - offset
     sink = Sink(body)
     result_of(body.startProducing(sink))
     result_of(go_on(body.close()))
     assert sink.data == sample.data[offset:]
-    assert body.sha256 == hashlib.sha256(sample.data).hexdigest()
+    assert digest.sha256 == hashlib.sha256(sample.data).hexdigest()
     assert told[0] == offset
     assert told[-1] == len(sample.data)
     assert told == sorted(told)
     assert open_files(sample.path) == 0
+
+
+def test_it_ends_where_it_is_told(sample: Sample) -> None:
+    body = sample.body()
+    result_of(go_on(body.open(5, BLOCK + 9)))
+    assert body.length == BLOCK + 4
+    sink = Sink(body)
+    result_of(body.startProducing(sink))
+    result_of(go_on(body.close()))
+    assert sink.data == sample.data[5 : BLOCK + 9]
 
 
 def test_one_piece_goes_out_for_each_time_the_transport_is_empty(sample: Sample) -> None:
@@ -101,11 +113,53 @@ def test_one_piece_goes_out_for_each_time_the_transport_is_empty(sample: Sample)
     times = 1
     while pending(done):
         assert len(sink.pieces) == times
+        sample.clock.advance(1)
         body.resumeProducing()
         times += 1
     assert sink.data == sample.data
-    assert max(map(len, sink.pieces)) == file_body.SLICE
+    assert max(map(len, sink.pieces)) == SLICE
     result_of(go_on(body.close()))
+
+
+def test_a_network_that_takes_pieces_at_once_gets_whole_blocks(sample: Sample) -> None:
+    """And small ones again once it is slow: a piece must not take longer than silence may."""
+    body = sample.body()
+    result_of(go_on(body.open()))
+    sink = Sink(body, full=True)
+    body.startProducing(sink)
+    while len(sink.data) < BLOCK:
+        body.resumeProducing()
+    body.resumeProducing()
+    assert len(sink.pieces[-1]) == BLOCK
+    sample.clock.advance(10)
+    body.resumeProducing()
+    assert len(sink.pieces[-1]) == SLICE
+    result_of(go_on(body.close()))
+
+
+@pytest.mark.parametrize("at", [0, 1, BLOCK, 2 * BLOCK + 3])
+def test_a_digest_outlives_a_connection_and_takes_no_byte_twice(sample: Sample, at: int) -> None:
+    """A second body begins before what the first one read."""
+    digest = sample.digest()
+    for start, end in ((0, 2 * BLOCK + 3), (at, None)):
+        body = sample.body(digest=digest)
+        result_of(go_on(body.open(start, end)))
+        result_of(body.startProducing(Sink(body)))
+        result_of(go_on(body.close()))
+    assert digest.sha256 == hashlib.sha256(sample.data).hexdigest()
+
+
+def test_a_digest_takes_nothing_behind_a_gap(sample: Sample) -> None:
+    """What is missing is read by itself, afterwards."""
+    digest = sample.digest()
+    body = sample.body(digest=digest)
+    result_of(go_on(body.open(BLOCK)))
+    result_of(body.startProducing(Sink(body)))
+    result_of(go_on(body.close()))
+    assert (digest.at, digest.sha256) == (0, None)
+    result_of(go_on(digest.follow(len(sample.data))))
+    assert digest.sha256 == hashlib.sha256(sample.data).hexdigest()
+    assert open_files(sample.path) == 0
 
 
 def test_it_reads_one_block_ahead_and_never_two_at_once(sample: Sample) -> None:
@@ -134,19 +188,6 @@ def test_it_reads_one_block_ahead_and_never_two_at_once(sample: Sample) -> None:
     result_of(closing)
 
 
-def test_the_prefix_is_digested_before_the_first_byte_goes_out(sample: Sample) -> None:
-    off = WhenTold()
-    body = sample.body(off)
-    opening = go_on(body.open(2 * BLOCK))
-    off.run()
-    assert pending(opening)
-    off.run()
-    result_of(opening)
-    closing = go_on(body.close())
-    off.run()
-    result_of(closing)
-
-
 def test_a_file_that_is_another_one_is_not_opened(sample: Sample) -> None:
     sample.path.write_bytes(b"other")
     body = sample.body()
@@ -165,7 +206,8 @@ def test_a_file_that_is_gone_says_so(sample: Sample) -> None:
 @pytest.mark.parametrize("change", ["shrink", "rewrite"])
 def test_a_file_that_changes_while_it_is_sent_fails(sample: Sample, change: str) -> None:
     """Bytes of two versions never end up as one upload with a digest."""
-    body = sample.body()
+    digest = sample.digest()
+    body = sample.body(digest=digest)
     result_of(go_on(body.open()))
     sink = Sink(body, full=True)
     done = body.startProducing(sink)
@@ -179,7 +221,7 @@ def test_a_file_that_changes_while_it_is_sent_fails(sample: Sample, change: str)
         body.resumeProducing()
     with pytest.raises(FileChanged):
         result_of(done)
-    assert body.sha256 is None
+    assert digest.sha256 is None
     assert len(sink.data) < len(sample.data)
     result_of(go_on(body.close()))
 

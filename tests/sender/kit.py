@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IConsumer
@@ -15,6 +18,7 @@ from backupd.errors import PeerRefused
 from backupd.interfaces import Entry, ILedger, OffThread
 from backupd.ledger.sql import SqlLedger
 from backupd.links import Links
+from backupd.peer.answers import Answer, accepted, answer_of
 from backupd.peer.client import PeerClient
 from backupd.peer.file_body import FileBody
 from backupd.sender.outbox import Outbox
@@ -22,6 +26,7 @@ from backupd.settings import Settings
 from backupd.waiting import go_on
 from tests.ledger.offs import at_once
 from tests.outcomes import result_of
+from tests.sender.tus_server import TusServer
 
 __all__ = ["A", "Case", "NoChance", "Receiver", "refused"]
 
@@ -53,6 +58,9 @@ class Receiver:
     def __init__(self) -> None:
         self.heard: list[tuple[Any, ...]] = []
         self.body = b""
+        self.tus: TusServer | None = None
+        self.cut: Exception | None = None
+        self.sha256: str | None = None
         self.says: dict[str, list[Reaction]] = {
             "ask": [{"success": True, "requestId": "r1", "statusUrl": STATUS}],
             "status": [{"state": "PENDING", "position": 3}],
@@ -93,14 +101,58 @@ class Receiver:
     async def standing(self, link: str) -> Any:
         return await self._react("standing", link)
 
+    async def small(
+        self,
+        method: str,
+        url: str,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        limit: float = 15.0,
+    ) -> Answer:
+        """What `Tus` asks."""
+        if self.tus is None:
+            return answer_of(405, {}, b"", 0.0)
+        return self._tus(method, url, headers or {}, b"")
+
+    def _tus(self, method: str, url: str, headers: Mapping[str, str], body: bytes) -> Answer:
+        assert self.tus is not None
+        rest = io.BytesIO(body)
+        small = {name.lower(): value for name, value in headers.items()}
+        told = self.tus.answer(method, urlsplit(url).path, small, rest.read)
+        return answer_of(told.status, told.headers, told.body, 0.0)
+
     async def send(
-        self, link: str, body: FileBody, *, content_type: str | None, file_name: str
+        self,
+        link: str,
+        body: FileBody,
+        *,
+        content_type: str | None,
+        file_name: str,
+        sha256: str | None = None,
     ) -> Any:
         self.body = b""
+        self.sha256 = sha256
         return await self._take("send", body, link, content_type, file_name)
 
     async def resume(self, link: str, offset: int, body: FileBody) -> Any:
+        if self.tus is not None and link != UPLOAD:
+            return await self._patch(link, offset, body)
         return await self._take("resume", body, link, offset)
+
+    async def _patch(self, url: str, offset: int, body: FileBody) -> Any:
+        self.body = b""
+        await body.startProducing(self)
+        headers = {
+            "Content-Type": "application/offset+octet-stream",
+            "Content-Length": str(body.length),
+            "Tus-Resumable": "1.0.0",
+            "Upload-Offset": str(offset),
+        }
+        answer = self._tus("PATCH", url, headers, self.body)
+        cut, self.cut = self.cut, None
+        if cut is not None:
+            raise cut
+        return accepted(url, answer).body
 
     async def _take(self, name: str, body: FileBody, *heard: object) -> Any:
         answer = await self._react(name, *heard)
@@ -132,11 +184,12 @@ class Case:
         ledger: ILedger | None = None,
         clock: Clock | None = None,
         off: OffThread = at_once,
+        receiver: Receiver | None = None,
         **settings: Any,
     ) -> None:
         self.folder = folder
         self.clock = clock or Clock()
-        self.receiver = Receiver()
+        self.receiver = receiver or Receiver()
         self.nudges = 0
         self.made = 0
         if ledger is None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backupd.errors import Invalid
-from backupd.peer.file_body import FileGone
+from backupd.peer.open_file import FileGone
 from backupd.sender.catalogue import (
     STILL,
     Catalogue,

@@ -47,6 +47,8 @@ class Original:
         if path.endswith("/can-accept-backup"):
             self.asked.append(json.loads(connection.read()))
             connection.say(answer("200 OK", b'{"success": true, "message": "yes"}'))
+        elif method == "OPTIONS":
+            connection.say(answer("200 OK", b"POST", "Allow: POST"))
         elif path == "/receive" and method == "HEAD":
             offset = f"Upload-Offset: {len(self.kept)}"
             more = (offset, "Tus-Resumable: 1.0.0") if self.resumable else ()
@@ -169,4 +171,4 @@ async def test_what_was_cut_goes_on_where_the_receiver_stands(tmp_path: Path) ->
     assert receiver.kept == data
     assert entry.state == "UNVERIFIED"
     methods = [line.split()[0] for line in receiver.plain.lines if "/receive" in line]
-    assert methods == ["HEAD", "POST", "HEAD", "PATCH"]
+    assert methods == ["OPTIONS", "HEAD", "POST", "HEAD", "PATCH"]

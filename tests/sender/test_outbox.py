@@ -180,7 +180,8 @@ class Slow(Case):
         self.run()
         self.notice(entry)
         self.turn()
-        self.threads.run()
+        for _ in ("is it the same file?", "close", "open"):
+            self.threads.run()
         assert self.receiver.times("send") == 1
         assert len(self.threads.waiting) == 1
         return entry
