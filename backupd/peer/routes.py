@@ -6,7 +6,8 @@ from twisted.internet.interfaces import IReactorTime
 
 from backupd.errors import PeerFailed
 from backupd.peer.addresses import LOOPBACK, Reach
-from backupd.peer.client import Answer, PeerClient
+from backupd.peer.answers import Answer
+from backupd.peer.client import PeerClient
 from backupd.peer.connector import OPEN_ROUTE, Route
 from backupd.peer.origins import Place, origin_of
 from backupd.requests import Ask
