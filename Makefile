@@ -75,7 +75,8 @@ pins: venv
 	@echo 'requirements.txt and requirements-dev.txt are up to date.'
 
 clean:
-	@rm -rf .venv build dist demo-data bench-data backupd.egg-info _trial_temp* examples/axios/node_modules
+	@rm -rf .venv build dist demo-data bench-data backupd.egg-info _trial_temp* \
+		examples/axios/node_modules tests/clients/node_modules
 	@rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis twistd.pid twistd.log
 	@find . -name __pycache__ -prune -exec rm -rf {} +
 	@find . -name dropin.cache -delete

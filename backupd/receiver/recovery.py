@@ -99,9 +99,14 @@ async def _recover_upload(
         )
         step = _without(upload.upload_id, now)
         await ledger.change(upload.request_id, step, drop=[upload.upload_id])
-    elif allocated != upload.allocated:
-        put = replace(upload, allocated=allocated)
-        await ledger.change(upload.request_id, lambda r: r, put=put)
+    else:
+        # The rest of the last block is nobody's part of a reservation: counted here, several
+        # uploads that fit it exactly would not fit any more.
+        whole = request.ask.size if upload.length is None else upload.length
+        allocated = min(allocated, max(whole, upload.offset))
+        if allocated != upload.allocated:
+            put = replace(upload, allocated=allocated)
+            await ledger.change(upload.request_id, lambda r: r, put=put)
 
 
 def _without(upload_id: str, now: float) -> Callable[[BackupRequest], BackupRequest]:

@@ -352,9 +352,16 @@ _UNREGISTERED = {460: b"Checksum Mismatch"}
 
 
 def write(request: StreamingRequest, answer: Answer) -> bytes:
-    """Set the status and headers of ``answer``; the body to be written."""
-    request.setResponseCode(answer.status, _UNREGISTERED.get(answer.status))
-    if answer.status >= 400:
+    """Set the status and headers of ``answer``; the body to be written.
+
+    Whoever asks where an upload stands while we cannot say is told that it is locked: clients then
+    ask again. At any other status tus-js-client would send the whole upload anew.
+    """
+    status = answer.status
+    if status >= 500 and request.method == b"HEAD" and request.getHeader("tus-resumable"):
+        status = 423
+    request.setResponseCode(status, _UNREGISTERED.get(status))
+    if status >= 400:
         for name in _REPRESENTATION:
             request.responseHeaders.removeHeader(name)
     body = b"" if answer.body is None else messages.encode(answer.body)

@@ -102,6 +102,20 @@ class UploadTests(RecoveryCase):
         assert world.state(request_id) == "RECEIVING"
         assert now(world.ledger.totals()).promised == len(DATA)
 
+    def test_the_rest_of_the_last_block(self) -> None:
+        """Parts that fit the reservation exactly go on to fit it, whatever blocks they occupy."""
+        sizes = [5001, 5003, 4999]
+        request_id = self.world.offered(size=sum(sizes))
+        parts = [self.world.create(request_id, size).upload_id for size in sizes]
+        for upload_id in parts[:2]:
+            self.world.send(request_id, DATA[:100], upload_id=upload_id, offset=0)
+        world = self.crash()
+        world.send(request_id, DATA[:4999], upload_id=parts[2], offset=0)
+        for upload_id, size in zip(parts[:2], sizes, strict=False):
+            world.send(request_id, DATA[100:size], upload_id=upload_id, offset=100)
+        assert [one.offset for one in world.uploads()] == sizes
+        world.check_accounts()
+
     def test_bytes_gone(self) -> None:
         """An upload whose bytes are gone is forgotten; its request starts again."""
         request_id = self.cut(100, size=len(DATA))
