@@ -7,7 +7,6 @@ import random
 import secrets
 import socket
 import sys
-import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from twisted.application.service import IService
 from twisted.logger import ILogObserver, jsonFileLogObserver
 from twisted.python import usage
 
+from backupd.entropy import Entropy
 from backupd.errors import SettingsError
 from backupd.interfaces import ILedger, IVolume, OffThread
 from backupd.ledger.sql import SqlLedger
@@ -141,6 +141,7 @@ def build(settings: Settings) -> BackupService:
     from twisted.internet import reactor
 
     rng = random.Random()  # noqa: S311 - jitter is no secret
+    entropy = Entropy(os.urandom)
     write, read = Threads(reactor, 1, "ledger-write"), Threads(reactor, 1, "ledger-read")
     disk = Threads(reactor, DISK_THREADS, "disk")
     ledger = SqlLedger(settings.ledger_url, write_off=write, read_off=read, footprint=FOOTPRINT)
@@ -152,7 +153,7 @@ def build(settings: Settings) -> BackupService:
         fs=SYSTEM,
         off=disk,
         rng=rng,
-        chance=chance_from(rng, secrets.token_urlsafe, lambda: uuid.uuid4().hex),
+        chance=chance_from(rng, entropy.token, entropy.id),
         threads=[write, read, disk],
         peer_records=PeerFiles(settings.peers_folder),
         tell_init=tell_init,

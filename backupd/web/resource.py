@@ -17,7 +17,8 @@ from backupd.web.site import BackupSite, StreamingRequest
 __all__ = ["make_resource", "make_site"]
 
 _log = Logger()
-_PROBES = (b"/healthz", b"/readyz", b"/metrics")
+_SAID = (b"/healthz", b"/readyz", b"/metrics", b"/api/v1/backup/can-accept-backup")
+"""Where a 200 needs no line: probes, and what `receiver.admission` says more of in its own."""
 
 
 def make_resource(service: BackupService, metrics: Metrics) -> IResource:
@@ -36,7 +37,7 @@ def make_site(service: BackupService) -> BackupSite:
 
     def finished(request: StreamingRequest, seconds: float) -> None:
         metrics.answered(request, seconds)
-        if request.path in _PROBES and request.code == 200:
+        if request.path in _SAID and request.code == 200:
             return
         _log.debug(
             "{method} {path} {status} in {seconds:.3f} s for {client}",
