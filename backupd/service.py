@@ -7,25 +7,17 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from twisted.application.service import Service
-from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.defer import CancelledError, Deferred, succeed
-from twisted.internet.endpoints import serverFromString
-from twisted.internet.error import CannotListenError
-from twisted.internet.interfaces import (
-    IDelayedCall,
-    IListeningPort,
-    IProtocolFactory,
-)
+from twisted.internet.interfaces import IDelayedCall, IProtocolFactory
 from twisted.internet.task import LoopingCall
 from twisted.logger import ILogObserver, Logger
 from twisted.python.components import Componentized
 from twisted.python.failure import Failure
 
-from backupd.errors import BackupdError, SettingsError
+from backupd.errors import BackupdError
 from backupd.interfaces import ILedger, IStorage, OffThread
 from backupd.links import Links
 from backupd.own_folder import OwnFolder
-from backupd.peer.origins import is_loopback
 from backupd.receiver.admission import Admission
 from backupd.receiver.expiry import Expiry
 from backupd.receiver.intake import Intake
@@ -38,6 +30,7 @@ from backupd.requests import (
     Pending,
 )
 from backupd.sender.outbox import Outbox
+from backupd.serving import Listening, base_of
 from backupd.settings import Settings
 from backupd.trust.registry import InMemory, Peers
 from backupd.turns import Turns
@@ -108,7 +101,7 @@ class BackupService(Service):
         self.storage = storage
         self.off = off
         self.peers = peers or Peers(InMemory(), off)
-        self.links = Links(_base(settings, None))
+        self.links = Links(base_of(settings, None))
         self.new_id = chance.new_id
         self._threads = threads
         self._tell_init = tell_init
@@ -173,7 +166,7 @@ class BackupService(Service):
         self.turns = Turns()
         self.site: IProtocolFactory | None = None
         self.ready = False
-        self._ports: list[IListeningPort] = []
+        self._listening = Listening(settings, reactor)
         self._prepared = False
         self._starting: Deferred[None] = succeed(None)
         self._looks = [Round(job, reactor) for job in (self.queue.tick, self.outbox.tick)]
@@ -216,53 +209,30 @@ class BackupService(Service):
         try:
             self.storage.prepare()
             self.peers.load()
-            self._listen()
+            if self.site is not None:
+                self._listening.start(self.site, anywhere=self.peers.closed)
+                self.links.base = self._listening.base
             # The last step: closing it takes threads, which do not run yet.
             self.ledger.open()
         except BaseException:
-            for port in self._ports:
-                port.stopListening()
-            self._ports.clear()
+            self._listening.give_up()
             self.own.release()
             raise
         self._prepared = True
 
-    def _listen(self) -> None:
-        if self.site is None:
-            return
-        for description in self.settings.listen:
-            failures: list[Failure] = []
-            try:
-                endpoint = serverFromString(self.reactor, description)
-                listening = endpoint.listen(self.site)
-            except (ValueError, TypeError, KeyError, LookupError) as error:
-                raise SettingsError(
-                    "listen", f"{description!r} is no endpoint string: {error}"
-                ) from error
-            listening.addCallbacks(self._ports.append, failures.append)
-            if failures:
-                # The cause comes first: `twistd` cuts what it says of a start in the background.
-                raise SettingsError(
-                    "listen", f"{_cause(failures[0].value)}; {description!r} cannot be used"
-                )
-            host = self._ports[-1].getHost()
-            local = (
-                self.peers.closed
-                or isinstance(host, UNIXAddress)
-                or (isinstance(host, IPv4Address | IPv6Address) and is_loopback(host.host))
-            )
-            if not local:
-                raise SettingsError(
-                    "listen",
-                    f"{description!r} can be reached from outside, and no peers are configured; "
-                    'add :interface=127.0.0.1, or set access = "peers"',
-                )
-        self.links.base = _base(self.settings, self._ports[0].getHost())
+    @property
+    def pin(self) -> str | None:
+        """The public key that peers know us by; None when an authority vouches for it."""
+        return self._listening.pin
+
+    def reload(self) -> None:
+        """Read keys and certificates again; a wrong one changes nothing."""
+        go_on(self._listening.reload(self.off))
 
     @property
     def addresses(self) -> list[Any]:
         """Where it listens."""
-        return [port.getHost() for port in self._ports]
+        return [port.getHost() for port in self._listening.ports]
 
     def privilegedStartService(self) -> None:  # noqa: N802
         """Everything that can be wrong with the settings shows here, in one line."""
@@ -335,8 +305,7 @@ class BackupService(Service):
             # What recovery has begun, the next start goes on with, as after a crash.
             self._starting.cancel()
             await self._starting
-            for port in self._ports:
-                await _deferred(port.stopListening())
+            await self._listening.stop()
             self._live.stop()
             if self._loop.running:
                 self._loop.stop()
@@ -385,21 +354,3 @@ class BackupService(Service):
     async def rebuild(self) -> Rebuilt:
         """Put on the ledger's list what lies under the root."""
         return await rebuild(ledger=self.ledger, storage=self.storage, off=self.off)
-
-
-def _base(settings: Settings, address: object) -> str:
-    """What the links begin with: the settings' word, or the port that is listened on."""
-    if settings.public_url:
-        return settings.public_url
-    port = address.port if isinstance(address, IPv4Address | IPv6Address) else 3000
-    return f"{settings.protocol}://{settings.host or f'localhost:{port}'}"
-
-
-def _cause(error: BaseException | None) -> str:
-    """Why a port cannot be had, without the port."""
-    cause = error.socketError if isinstance(error, CannotListenError) else error
-    return getattr(cause, "strerror", None) or str(cause)
-
-
-def _deferred(result: Any) -> Deferred[Any]:
-    return result if isinstance(result, Deferred) else succeed(result)

@@ -177,7 +177,8 @@ def test_the_sender_knows_interfaces() -> None:
 def test_the_service_knows_both_roles() -> None:
     """service.py owns both roles, and neither the web nor what implements the interfaces."""
     rule = of_ours(
-        "backupd.service", COMMON | {"own_folder", "peer", "receiver", "sender", "turns"}
+        "backupd.service",
+        COMMON | {"own_folder", "peer", "receiver", "sender", "serving", "turns"},
     )
     check(rule, "backupd.service", "from backupd.web.resource import make_site")
 

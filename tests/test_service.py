@@ -383,7 +383,7 @@ class PrepareTests(ServiceCase):
                 stopped.append(None)
 
         stopped: list[None] = []
-        ports = self.service._ports
+        ports = self.service._listening.ports
         set_attribute(self, self.service, "_listen", lambda: ports.append(cast(Any, Port())))
         set_attribute(self, self.service.ledger, "open", too_new)
         self.fails(LedgerTooNew)

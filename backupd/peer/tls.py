@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import hmac
-import re
 from typing import Any
 
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from OpenSSL import SSL
 from OpenSSL.crypto import X509
 from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
@@ -23,21 +18,9 @@ from twisted.protocols.tls import TLSMemoryBIOProtocol
 from zope.interface import implementer
 
 from backupd.peer.addresses import literal
+from backupd.trust.own_key import pin_of
 
-__all__ = ["ClientTls", "is_pin", "pin_of"]
-
-_PIN = re.compile(r"sha256//[A-Za-z0-9+/]{43}=", re.ASCII)
-
-
-def is_pin(text: str) -> bool:
-    """Whether this is a pin as ``curl --pinnedpubkey`` takes it."""
-    return _PIN.fullmatch(text) is not None
-
-
-def pin_of(certificate: x509.Certificate) -> str:
-    """The hash of a certificate's public key: ``sha256//`` and base64, as ``curl`` takes it."""
-    key = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    return f"sha256//{base64.b64encode(hashlib.sha256(key).digest()).decode()}"
+__all__ = ["ClientTls"]
 
 
 @implementer(IOpenSSLClientConnectionCreator)
