@@ -17,7 +17,8 @@ import click
 from rich.markup import escape
 from rich.progress import Progress, TaskID
 
-from backupd.control import Api, ApiFailed, find_token, part, resolve
+from backupd.cli_peers import hide, peer
+from backupd.control import Api, ApiFailed, find_token, find_url, part, resolve
 from backupd.doctor import examine
 from backupd.fetch import fetch, sync_folder, target_of
 from backupd.sizes import format_size
@@ -48,16 +49,20 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option(
     "--url",
     envvar="BACKUPD_URL",
-    default="http://localhost:3000",
-    show_default=True,
-    help="Where the daemon is.",
+    help="Where the daemon is (default: where the settings say that it listens).",
 )
 @click.option("--token", help="The control token (default: BACKUPD_TOKEN, or the file under root).")
 @click.version_option(package_name="backupd", prog_name="backupctl")
 @click.pass_context
-def main(context: click.Context, url: str, token: str | None) -> None:
+def main(context: click.Context, url: str | None, token: str | None) -> None:
     """Keep each other's backups: send videos, see what is kept, get it back."""
-    context.obj = Api(url, find_token(token, os.environ))
+    if token not in (None, "-"):
+        hide(str(token), "BACKUPD_TOKEN")
+    token = find_token(None if token == "-" else token, os.environ)  # noqa: S105
+    context.obj = Api(url or find_url(os.environ), token)
+
+
+main.add_command(peer)
 
 
 # -- sending ---------------------------------------------------------------------------------------

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
+import re
 import ssl
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -13,8 +15,9 @@ from urllib.parse import quote, urlencode, urlsplit
 from backupd.errors import BackupdError, SettingsError
 from backupd.own_folder import read_token
 from backupd.settings import load
+from backupd.trust.own_key import OWN_CERTIFICATE
 
-__all__ = ["Api", "ApiFailed", "find_token"]
+__all__ = ["Api", "ApiFailed", "find_token", "find_url"]
 
 TIMEOUT = 60.0
 
@@ -38,6 +41,27 @@ def find_token(given: str | None, environ: Mapping[str, str]) -> str | None:
         return None
 
 
+def find_url(environ: Mapping[str, str]) -> str:
+    """Where a daemon with our settings listens first, from this machine."""
+    try:
+        first = load(environ).listen[0]
+    except SettingsError:
+        first = ""
+    found = re.match(r"(tcp6?|ssl):(?:port=)?([0-9]+)", first)
+    if found is None:
+        return "http://localhost:3000"
+    return f"{'https' if found[1] == 'ssl' else 'http'}://localhost:{found[2]}"
+
+
+def _trusted(environ: Mapping[str, str]) -> ssl.SSLContext:
+    """What the system trusts, and the key that our own daemon has made for itself."""
+    context = ssl.create_default_context()
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    with contextlib.suppress(OSError, SettingsError):
+        context.load_verify_locations(os.path.join(load(environ).own_folder, OWN_CERTIFICATE))
+    return context
+
+
 class Api:
     """The API at ``url``. Never follows a redirect, never uses a proxy."""
 
@@ -52,9 +76,8 @@ class Api:
 
     def _connect(self) -> http.client.HTTPConnection:
         if self._tls:
-            context = ssl.create_default_context()
             return http.client.HTTPSConnection(
-                self._host, self._port, timeout=TIMEOUT, context=context
+                self._host, self._port, timeout=TIMEOUT, context=_trusted(os.environ)
             )
         return http.client.HTTPConnection(self._host, self._port, timeout=TIMEOUT)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -18,6 +19,8 @@ from backupd.errors import BackupdError
 from backupd.interfaces import ILedger, IStorage, OffThread
 from backupd.links import Links
 from backupd.own_folder import OwnFolder
+from backupd.peer.origins import origin_of
+from backupd.peer.pairing import Pairing
 from backupd.receiver.admission import Admission
 from backupd.receiver.expiry import Expiry
 from backupd.receiver.intake import Intake
@@ -27,16 +30,21 @@ from backupd.receiver.queue import Offer, Queue
 from backupd.receiver.recovery import Rebuilt, rebuild, recover
 from backupd.receiver.resources import Resources
 from backupd.requests import (
+    Cancelled,
     Pending,
+    ended,
 )
 from backupd.sender.outbox import Outbox
 from backupd.serving import Listening, base_of
 from backupd.settings import Settings
+from backupd.trust.peers import Peer
 from backupd.trust.registry import InMemory, Peers
 from backupd.turns import Turns
 from backupd.waiting import Round, go_on, shielded
 
 __all__ = ["BackupService", "Chance", "Running"]
+
+PAGE = 500
 
 Stage = Coroutine[Deferred[Any], Any, None]
 
@@ -74,6 +82,9 @@ class BackupService(Service):
     """
 
     name = "backupd"
+    pairing: Pairing
+    """Set by whoever joins the daemon, with the network to pair over."""
+
     _log = Logger()
 
     def __init__(
@@ -90,6 +101,7 @@ class BackupService(Service):
         chance: Chance,
         peers: Peers | None = None,
         threads: Sequence[Running] = (),
+        on_hangup: Callable[[Callable[[], None]], None] = lambda act: None,
         tell_init: Callable[[str], None] = lambda state: None,
         exit: Callable[[int], object] = lambda status: None,  # noqa: A002
         log_observer: ILogObserver | None = None,
@@ -104,6 +116,7 @@ class BackupService(Service):
         self.links = Links(base_of(settings, None))
         self.new_id = chance.new_id
         self._threads = threads
+        self._on_hangup = on_hangup
         self._tell_init = tell_init
         self._exit = exit
         self._log_observer = log_observer
@@ -221,6 +234,11 @@ class BackupService(Service):
         self._prepared = True
 
     @property
+    def url(self) -> str:
+        """Where peers reach us."""
+        return self.links.base
+
+    @property
     def pin(self) -> str | None:
         """The public key that peers know us by; None when an authority vouches for it."""
         return self._listening.pin
@@ -247,6 +265,7 @@ class BackupService(Service):
         if not self._prepared:
             self.prepare()
         Service.startService(self)
+        self._on_hangup(self.reload)
         for threads in self._threads:
             threads.start()
         self._starting = go_on(self._start())
@@ -350,6 +369,37 @@ class BackupService(Service):
         return bool(work.called)
 
     # -- what the operator asks for ---------------------------------------------------------------
+
+    async def revoke(self, name: str) -> Peer:
+        """A peer is out at once, and so is what it has under way here, and what goes to it.
+
+        Raises `NoSuchPeer`.
+        """
+        origins = self.peers.get(name).origins
+        peer = await self.pairing.revoke(name)
+        now, reason = self.reactor.seconds(), f"Peer {name} was revoked."
+        after: int | None = 0
+        while after is not None:
+            requests = await self.ledger.requests(live=True, peer=name, after=after, limit=PAGE)
+            for _, request in requests:
+                step = functools.partial(ended, kind=Cancelled, reason=reason, now=now)
+                await self._unless_over(self.intake.end(request.ask.request_id, step))
+            after = requests[-1][0] if len(requests) == PAGE else None
+        after = 0
+        while after is not None:
+            entries = await self.ledger.entries(over=False, after=after, limit=PAGE)
+            for _, entry in entries:
+                if origin_of(entry.to) in origins:
+                    await self._unless_over(self.outbox.cancel(entry.entry_id))
+            after = entries[-1][0] if len(entries) == PAGE else None
+        return peer
+
+    async def _unless_over(self, work: Coroutine[Deferred[Any], Any, object]) -> None:
+        """What is stored or over by now stays as it is."""
+        try:
+            await work
+        except BackupdError as error:
+            self._log.info("left as it is: {why}", why=str(error))
 
     async def rebuild(self) -> Rebuilt:
         """Put on the ledger's list what lies under the root."""

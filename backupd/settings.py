@@ -25,7 +25,9 @@ __all__ = ["KEYS", "UNIX", "Settings", "load", "parse_duration"]
 UNIX = "unix"
 """In ``trusted_proxies``: whoever connects by a socket in the file system."""
 
-NOT_KEYS = frozenset({"BACKUPD_CONFIG", "BACKUPD_URL", "BACKUPD_TOKEN", "BACKUPD_TEST_ALL"})
+NOT_KEYS = frozenset(
+    {"BACKUPD_CONFIG", "BACKUPD_URL", "BACKUPD_TOKEN", "BACKUPD_INVITATION", "BACKUPD_TEST_ALL"}
+)
 """Variables that look like keys and are not."""
 
 _UNITS = {"": 1.0, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import secrets
+import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ from backupd.links import Links
 from backupd.own_folder import OwnFolder
 from backupd.peer.backoff import backoff
 from backupd.peer.client import make_client
+from backupd.peer.pairing import Pairing
 from backupd.peer.routes import CallbackRoutes, Offers, OwnRoutes
 from backupd.sender.outbox import Outbox
 from backupd.service import BackupService, Chance, Running
@@ -66,6 +68,11 @@ def tell_init(state: str) -> None:
         notify.send(state.encode())
 
 
+def on_hangup(reactor: Any, act: Callable[[], None]) -> None:
+    """Do this when the process gets SIGHUP, in the reactor's thread."""
+    signal.signal(signal.SIGHUP, lambda *_: reactor.callFromThread(act))
+
+
 def chance_from(
     rng: random.Random, token: Callable[[int], str], new_id: Callable[[], str]
 ) -> Chance:
@@ -89,6 +96,7 @@ def join(
     chance: Chance,
     threads: Sequence[Running],
     peer_records: Records | None = None,
+    on_hangup: Callable[[Callable[[], None]], None] = lambda act: None,
     tell_init: Callable[[str], None] = lambda state: None,
     exit: Callable[[int], object] = lambda status: None,  # noqa: A002
     log_observer: ILogObserver | None = None,
@@ -128,9 +136,18 @@ def join(
         chance=chance,
         peers=peers,
         threads=threads,
+        on_hangup=on_hangup,
         tell_init=tell_init,
         exit=exit,
         log_observer=log_observer,
+    )
+    service.pairing = Pairing(
+        peers=peers,
+        here=service,
+        client=peer,
+        dial=lambda routes: make_client(reactor, routes),
+        clock=reactor,
+        new_token=chance.new_capability,
     )
     service.site = make_site(service)
     return service
@@ -156,6 +173,7 @@ def build(settings: Settings) -> BackupService:
         chance=chance_from(rng, entropy.token, entropy.id),
         threads=[write, read, disk],
         peer_records=PeerFiles(settings.peers_folder),
+        on_hangup=lambda act: on_hangup(reactor, act),
         tell_init=tell_init,
         exit=os._exit,
         log_observer=_log_observer(settings),

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import TypeAlias
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMAND_LINE = {f"backupd.{name}" for name in ("cli", "control", "doctor", "fetch", "terminal")}
+COMMAND_LINE = {
+    f"backupd.{name}" for name in ("cli", "cli_peers", "control", "doctor", "fetch", "terminal")
+}
 """``backupctl``, a process of its own that blocks as it likes."""
 
 STARTS = {"backupd.tap"} | COMMAND_LINE

@@ -383,8 +383,10 @@ class PrepareTests(ServiceCase):
                 stopped.append(None)
 
         stopped: list[None] = []
-        ports = self.service._listening.ports
-        set_attribute(self, self.service, "_listen", lambda: ports.append(cast(Any, Port())))
+        listening: Any = self.service._listening
+        set_attribute(self, listening, "start", lambda *_, **__: listening.ports.append(Port()))
+        set_attribute(self, type(listening), "base", "http://localhost:3000")
+        self.service.site = Factory()
         set_attribute(self, self.service.ledger, "open", too_new)
         self.fails(LedgerTooNew)
         assert len(stopped) == 1

@@ -98,6 +98,10 @@ class PeerClient:
             raise PeerFailed(f"{shown(url)} answered neither yes nor no.", answer.retry_after)
         return answer.body
 
+    async def tell(self, method: str, url: str, message: Mapping[str, object]) -> dict[str, object]:
+        """A message about the pairing itself. Raises `PeerRefused`, `PeerFailed`."""
+        return accepted(url, await self._message(method, url, message)).body
+
     async def offer(self, link: str, body: bytes, headers: dict[str, str]) -> Answer:
         """Tell a sender that it is its turn. Raises `PeerFailed` when there is no answer."""
         return await self.small("POST", link, body, {"Content-Type": "application/json"} | headers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+from collections.abc import Callable
 from dataclasses import replace
 
 from twisted.internet.interfaces import IReactorTime
@@ -13,10 +14,14 @@ from backupd.peer.origins import check_link, origin_of, same_origin
 from backupd.requests import VideoId, same_video
 from backupd.sender.steps import ASKED, moved
 
-__all__ = ["take_notice"]
+__all__ = ["anybody", "take_notice"]
 
 UPLOAD = "linkForServerBtoSendBackupToSeverA"
 COMPLETE = "linkForServerBtoCompleteBackupToSeverA"
+
+
+def anybody(to: str) -> None:
+    """Every notice is taken for authentic: its link is secret, and no peer is at ``to``."""
 
 
 async def take_notice(
@@ -26,9 +31,11 @@ async def take_notice(
     video: VideoId,
     upload_link: str,
     complete_link: str,
+    authentic: Callable[[str], None],
 ) -> Entry:
     """Make the entry that is meant READY, durably; a repeat changes nothing.
 
+    ``authentic`` raises `Forbidden` unless the notice is of the server that it is given.
     Raises `Invalid` for malformed links, `NoSuchEntry` when nothing was asked, `Ambiguous`
     when the bare path could mean several entries, `Forbidden` when the links lead anywhere but
     to the origin that was asked, `Over` when the entry was cancelled or has failed.
@@ -43,6 +50,7 @@ async def take_notice(
             raise NoSuchEntry("This link belongs to no video that is being sent.")
         if not same_video(entry.video, video):
             raise Invalid("videoId", "is not the video that this link is for")
+    authentic(entry.to)
     if entry.state in ("CANCELLED", "FAILED"):
         raise Over(f"This video is not sent any more: the entry is {entry.state}.")
     for link in (upload_link, complete_link):

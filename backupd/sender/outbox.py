@@ -28,7 +28,7 @@ from backupd.sender.catalogue import (
     video_of,
 )
 from backupd.sender.courier import Courier
-from backupd.sender.notices import take_notice
+from backupd.sender.notices import anybody, take_notice
 from backupd.sender.steps import GOING, OVER, moved
 from backupd.settings import Settings
 from backupd.waiting import go_on
@@ -173,11 +173,16 @@ class Outbox:
         return entry
 
     async def notice(
-        self, capability: str | None, video: VideoId, upload_link: str, complete_link: str
+        self,
+        capability: str | None,
+        video: VideoId,
+        upload_link: str,
+        complete_link: str,
+        authentic: Callable[[str], None] = anybody,
     ) -> Entry:
         """The receiver says that it is our turn. Raises what `notices.take_notice` raises."""
         entry = await take_notice(
-            self._ledger, self._clock, capability, video, upload_link, complete_link
+            self._ledger, self._clock, capability, video, upload_link, complete_link, authentic
         )
         self._log.info(
             "entry {entry_id} (request {request_id}): {to} says that it is our turn",

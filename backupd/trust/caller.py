@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from backupd.trust.peers import Peer, Right
@@ -29,6 +29,8 @@ class Caller:
 
     kind: Kind
     peer: Peer | None = None
+    shown: str = field(default="", repr=False)
+    """The hash of the token by which it is known as that peer."""
 
     @property
     def scope(self) -> str | None:

@@ -48,6 +48,11 @@ class Peers:
         self._peers: dict[str, Peer] = {}
         self._by_hash: dict[str, Peer] = {}
         self._lock = DeferredLock()
+        self._watchers: list[Callable[[Peer], None]] = []
+
+    def watch(self, observer: Callable[[Peer], None]) -> None:
+        """Call ``observer`` with every peer that a change has made other than it was."""
+        self._watchers.append(observer)
 
     def load(self) -> None:
         """Read every record; blocks. Raises `SettingsError`."""
@@ -84,6 +89,11 @@ class Peers:
         """The peer of this name, if there is one."""
         return self._peers.get(name)
 
+    def url_of(self, place: str) -> str:
+        """Where a peer of this name is; ``place`` itself when there is none."""
+        peer = self._peers.get(place)
+        return peer.url if peer is not None and peer.url is not None else place
+
     def by_token(self, token: str) -> Peer | None:
         """Who shows this token.
 
@@ -118,4 +128,6 @@ class Peers:
         finally:
             self._lock.release()
         self._log.info("peer {name} is {state}", name=peer.name, state=peer.state)
+        for observer in self._watchers:
+            observer(peer)
         return peer

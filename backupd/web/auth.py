@@ -19,6 +19,7 @@ from backupd.errors import BackupdError, Forbidden, Invalid, Misdirected, Shutti
 from backupd.peer.origins import is_loopback
 from backupd.service import BackupService
 from backupd.trust.caller import LOCAL, OPERATOR, STRANGER, Caller, Kind
+from backupd.trust.peers import Peer, token_hash
 from backupd.web.cors import allow
 from backupd.web.endpoint import problem, write
 from backupd.web.forwarded import Proxies, Way
@@ -39,6 +40,8 @@ class Guard(Resource):
         self._service = service
         self._inner = inner
         self._proxies = Proxies(service.settings.trusted_proxies)
+        self._under_way: dict[str, set[StreamingRequest]] = {}
+        service.peers.watch(self._changed)
 
     def render(self, request: StreamingRequest) -> Any:
         _as_utf8(request)
@@ -52,7 +55,27 @@ class Guard(Resource):
             request.write(write(request, problem(error)))
             request.finish()
             return NOT_DONE_YET
+        if request.caller.peer is not None:
+            self._note(request, request.caller.peer.name)
         return self._inner.render(request)
+
+    def _note(self, request: StreamingRequest, peer: str) -> None:
+        """Remember what a peer has under way, so that it can be cut."""
+        self._under_way.setdefault(peer, set()).add(request)
+
+        def done(_: object) -> None:
+            mine = self._under_way[peer]
+            mine.discard(request)
+            if not mine:
+                del self._under_way[peer]
+
+        request.notifyFinish().addBoth(done)
+
+    def _changed(self, peer: Peer) -> None:
+        """Whoever is out has nothing under way any more, neither up nor down."""
+        if peer.state == "revoked":
+            for request in list(self._under_way.get(peer.name, ())):
+                request.abort()
 
     def _caller(self, request: StreamingRequest) -> Caller:
         """Who is calling. A wrong token is as good as none."""
@@ -63,7 +86,7 @@ class Guard(Resource):
             if service.own.is_token(token):
                 return OPERATOR
             if (peer := service.peers.by_token(token)) is not None:
-                return Caller(Kind.PEER, peer)
+                return Caller(Kind.PEER, peer, token_hash(token))
         return STRANGER if service.peers.closed else LOCAL
 
     def _check(self, request: StreamingRequest, way: Way) -> None:

@@ -272,10 +272,15 @@ def authorise(caller: Caller, who: Who, *, holder: bool = False) -> None:
 
 async def read_message(request: StreamingRequest, kind: type[Any]) -> Any:
     """The JSON message in the body. Raises `UnsupportedMedia`, `Invalid`, `TooLarge`."""
+    return messages.decode(await read_json(request), kind)
+
+
+async def read_json(request: StreamingRequest) -> bytes:
+    """The body as it stands, if it is said to be JSON. Raises `UnsupportedMedia`, `TooLarge`."""
     if media_type(request) != "application/json":
         raise UnsupportedMedia("This takes Content-Type: application/json and nothing else.")
     refuse_coding(request)
-    return messages.decode(await request.body.read_all(messages.MAX_JSON), kind)
+    return await request.body.read_all(messages.MAX_JSON)
 
 
 def media_type(request: StreamingRequest) -> str:

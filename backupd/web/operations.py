@@ -234,7 +234,7 @@ def _outbox(api: Api) -> None:
     )
     async def send(call: Call, message: messages.Send) -> Answer:
         entry = await service.outbox.enqueue(
-            to=message.to, path=message.path, video=message.video_id
+            to=service.peers.url_of(message.to), path=message.path, video=message.video_id
         )
         view = entry_view(service, entry)
         return Answer(

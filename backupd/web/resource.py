@@ -7,7 +7,7 @@ from twisted.web.resource import IResource
 
 from backupd.links import redacted
 from backupd.service import BackupService
-from backupd.web import openapi, operations, receiver, restore, sender, tus
+from backupd.web import openapi, operations, peers, receiver, restore, sender, tus
 from backupd.web.auth import Guard
 from backupd.web.endpoint import Api, error_handlers
 from backupd.web.metrics import Metrics
@@ -24,7 +24,7 @@ _SAID = (b"/healthz", b"/readyz", b"/metrics", b"/api/v1/backup/can-accept-backu
 def make_resource(service: BackupService, metrics: Metrics) -> IResource:
     """The root of everything that is served."""
     api = Api(service)
-    for room in (receiver, tus, sender, operations, restore, openapi):
+    for room in (receiver, tus, sender, operations, restore, peers, openapi):
         room.routes(api)
     metrics_routes(api, metrics)
     error_handlers(api.app)

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from backupd.errors import Forbidden
+from backupd.interfaces import Entry
+from backupd.peer.origins import origin_of
+from backupd.trust.signing import Replays, verify
+from backupd.waiting import shielded
 from backupd.web import messages
-from backupd.web.endpoint import Answer, Api, Call, Who
+from backupd.web.endpoint import Answer, Api, Who, read_json, write
+from backupd.web.site import StreamingRequest
 
 __all__ = ["routes"]
 
@@ -11,21 +17,46 @@ __all__ = ["routes"]
 def routes(api: Api) -> None:
     """Register the endpoint, with its capability and bare."""
     service = api.service
+    replays = Replays()
 
-    async def notice(call: Call, message: messages.Notice, capability: str | None = None) -> Answer:
-        await service.outbox.notice(
-            capability, message.video_id, message.upload_link, message.complete_link
-        )
-        return Answer(messages.Said(success=True, message="Server B is sending the backup"), 202)
+    async def notice(request: StreamingRequest, capability: str | None = None) -> bytes:
+        body = await read_json(request)
+        message = messages.decode(body, messages.Notice)
+
+        def authentic(to: str) -> None:
+            _check(request, body, to)
+
+        async def take() -> Entry:
+            return await service.outbox.notice(
+                capability, message.video_id, message.upload_link, message.complete_link, authentic
+            )
+
+        await shielded(take())
+        said = messages.Said(success=True, message="Server B is sending the backup")
+        return write(request, Answer(said, 202))
+
+    def _check(request: StreamingRequest, body: bytes, to: str) -> None:
+        """Raises `Forbidden` when a peer is at ``to``, and it is not that peer that has said this.
+
+        A capability is not enough then: it has been in the other server's hands, and on its disk.
+        """
+        peer, caller = service.peers.by_origin(origin_of(to)), request.caller.peer
+        if caller is not None and (peer is None or caller.name != peer.name):
+            raise Forbidden(f"{origin_of(to)} was asked for room, and that is not {caller.name}.")
+        if peer is not None and peer.verifies:
+            get = request.getHeader
+            headers = get("webhook-id"), get("webhook-timestamp"), get("webhook-signature")
+            now = service.reactor.seconds()
+            verify(peer.verifies, headers, body, now=now, sender=peer.name, replays=replays)
 
     path = "/api/v1/backup/serverAisReadyForBackup"
     for url in (path, f"{path}/<capability>"):
-        api.endpoint(
+        api.route(
             "POST",
             url,
-            says="The receiver calls: it is your turn.",
-            gives=messages.Said,
+            notice,
             who=Who.HOLDER,
+            says="The receiver calls: it is your turn.",
             takes=messages.Notice,
-            unbreakable=True,
-        )(notice)
+            gives=messages.Said,
+        )

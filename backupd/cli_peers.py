@@ -1,0 +1,306 @@
+"""``backupctl peer``: who may keep backups here, and with whom we keep ours."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import click
+from rich.markup import escape
+
+from backupd.control import Api, part
+from backupd.settings import parse_duration
+from backupd.sizes import format_size, parse_size
+from backupd.terminal import Group, console, moment, print_table, show, table_of
+
+__all__ = ["hide", "peer"]
+
+INVITATION = "BACKUPD_INVITATION"
+_RIGHTS = ("send", "restore", "delete", "admin")
+_PATH = "/api/v1/peers"
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def hide(secret: str, variable: str) -> None:
+    """Start again with ``secret`` where only this user sees it: everybody sees the words of a
+    command.
+    """
+    words = ["-" if word == secret else word for word in sys.orig_argv[1:]]
+    words = [f"{word[: -len(secret)]}-" if word.endswith(f"={secret}") else word for word in words]
+    if words != sys.orig_argv[1:]:
+        os.environ[variable] = secret
+        os.execv(sys.executable, [sys.executable, *words])  # noqa: S606
+
+
+def _rights(_: click.Context, __: click.Parameter, text: str | None) -> list[str] | None:
+    if text is None:
+        return None
+    rights = [word for word in text.replace(",", " ").split() if word != "nothing"]
+    if not set(rights) <= set(_RIGHTS):
+        raise click.BadParameter(f"takes some of {', '.join(_RIGHTS)}, or nothing")
+    return rights
+
+
+def _quota(_: click.Context, __: click.Parameter, text: str | None) -> int | str | None:
+    if text is None or text == "none":
+        return text
+    return parse_size(text, "--quota")
+
+
+def _granting(command: Any) -> Any:
+    """The options that say what a peer may do and have."""
+    for option in (
+        click.option("--may", callback=_rights, help="Rights: send,restore,delete,admin; nothing."),
+        click.option("--quota", callback=_quota, help='Room in all, as "500 GB"; none.'),
+        click.option(
+            "--network",
+            "networks",
+            multiple=True,
+            help="Addresses that are not public and may be called for it: a network, loopback, "
+            "private. Again for another.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def _granted(
+    may: list[str] | None, quota: int | str | None, networks: tuple[str, ...]
+) -> dict[str, Any]:
+    said: dict[str, Any] = {}
+    if may is not None:
+        said["rights"] = may
+    if quota is not None:
+        said["limits"] = {"quota": None if quota == "none" else quota}
+    if networks:
+        said["networks"] = [word for word in networks if word != "none"]
+    return said
+
+
+@click.group(cls=Group)
+def peer() -> None:
+    """Other servers: invite them, join them, and say what each may do."""
+
+
+@peer.command()
+@click.argument("name")
+@_granting
+@click.option("--for", "lasting", default="24 h", show_default=True, help="How long it holds.")
+@as_json
+@click.pass_obj
+def invite(
+    api: Api,
+    name: str,
+    may: list[str] | None,
+    quota: int | str | None,
+    networks: tuple[str, ...],
+    lasting: str,
+    as_json: bool,
+) -> None:
+    """Make the one string that another server joins with; it holds once."""
+    try:
+        seconds = parse_duration(lasting)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--for") from error
+    body = {"name": name, "seconds": seconds} | _granted(may, quota, networks)
+    answer = api.call("POST", _PATH, body)
+    if as_json:
+        show(answer)
+        return
+    console.print(
+        f"{escape(name)} is invited for {escape(lasting)}. On the other server run\n",
+        highlight=False,
+    )
+    click.echo(f"backupctl peer join {answer['invitation']}\n")
+    console.print(
+        f"and compare the fingerprint it shows with that of `backupctl peer show {escape(name)}`.",
+        highlight=False,
+    )
+
+
+@peer.command()
+@click.argument("name")
+@_granting
+@click.option("--origin", "origins", multiple=True, help="Where it is called back, as a URL.")
+@as_json
+@click.pass_obj
+def add(
+    api: Api,
+    name: str,
+    may: list[str] | None,
+    quota: int | str | None,
+    networks: tuple[str, ...],
+    origins: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Add a program that is no backupd; its token and signing secret are shown this once."""
+    body = {"name": name, "direct": True} | _granted(may, quota, networks)
+    answer = api.call("POST", _PATH, body | {"origins": list(origins)})
+    _credentials(answer, as_json)
+
+
+def _credentials(answer: Any, as_json: bool) -> None:
+    if as_json:
+        show(answer)
+        return
+    click.echo(f"token:          {answer['token']}")
+    click.echo(f"signing secret: {answer['signingSecret']}")
+    console.print("Nobody can show them again.", highlight=False)
+
+
+@peer.command()
+@click.argument("invitation", metavar="[STRING]", required=False)
+@click.option("--name", help="What to call it here (default: its host name).")
+@_granting
+@as_json
+@click.pass_obj
+def join(
+    api: Api,
+    invitation: str | None,
+    name: str | None,
+    may: list[str] | None,
+    quota: int | str | None,
+    networks: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Join the server that has made STRING; without it, it is asked for.
+
+    What that server may do here says --may: nothing, unless you say so.
+    """
+    if invitation not in (None, "-"):
+        hide(str(invitation), INVITATION)
+    if invitation in (None, "-"):
+        invitation = os.environ.pop(INVITATION, "") or click.prompt("Invitation", hide_input=True)
+    body = {"invitation": invitation, "name": name} | _granted(may, quota, networks)
+    answer = api.call("POST", f"{_PATH}/join", body)
+    if as_json:
+        show(answer)
+        return
+    told = answer["peer"]
+    console.print(
+        f"[green]✓[/green] Paired with {escape(told['name'])} at {escape(told['url'])}.\n"
+        f"Fingerprint: {told['fingerprint']}\n"
+        "It must be the one that the other server shows.",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+@peer.command("list")
+@as_json
+@click.pass_obj
+def list_(api: Api, as_json: bool) -> None:
+    """Every peer, the revoked too."""
+    answer = api.call("GET", _PATH)
+    if as_json:
+        show(answer)
+        return
+    if not answer["peers"]:
+        console.print("There are no peers. `backupctl peer invite NAME` invites one.")
+        return
+    table = table_of("peer", "state", "may", "quota", "where", "fingerprint")
+    for one in answer["peers"]:
+        table.add_row(
+            one["name"],
+            one["state"],
+            ", ".join(one["rights"]) or "nothing",
+            _size(one["limits"]["quota"]),
+            escape(one["url"] or " ".join(one["origins"])),
+            one["fingerprint"] or "",
+        )
+    print_table(table)
+
+
+def _size(value: int | None) -> str:
+    return "" if value is None else format_size(value)
+
+
+@peer.command("show")
+@click.argument("name")
+@as_json
+@click.pass_obj
+def show_(api: Api, name: str, as_json: bool) -> None:
+    """One peer, with the fingerprint that the other side must show too."""
+    _show(api.call("GET", f"{_PATH}/{part(name)}"), as_json)
+
+
+def _show(one: Any, as_json: bool) -> None:
+    if as_json:
+        show(one)
+        return
+    lines = {
+        "peer": one["name"],
+        "state": one["state"],
+        "may": ", ".join(one["rights"]) or "nothing",
+        "quota": _size(one["limits"]["quota"]) or "none",
+        "where": one["url"] or "",
+        "called back": " ".join(one["origins"]),
+        "networks": " ".join(one["networks"]),
+        "public key": one["pin"] or "",
+        "fingerprint": one["fingerprint"] or "",
+        "since": moment(one["createdAt"]),
+        "invited until": moment(one["invitedUntil"] or ""),
+        "revoked": moment(one["revokedAt"] or ""),
+    }
+    for name, value in lines.items():
+        if value:
+            click.echo(f"{name:>13}: {value}")
+
+
+@peer.command("set")
+@click.argument("name")
+@_granting
+@click.option("--origin", "origins", multiple=True, help="Where it is called back, as a URL.")
+@as_json
+@click.pass_obj
+def set_(
+    api: Api,
+    name: str,
+    may: list[str] | None,
+    quota: int | str | None,
+    networks: tuple[str, ...],
+    origins: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Change what a peer may do and have; what is not said stays."""
+    body = _granted(may, quota, networks)
+    if origins:
+        body["origins"] = [word for word in origins if word != "none"]
+    if not body:
+        raise click.UsageError("say what to change: --may, --quota, --network or --origin")
+    _show(api.call("PATCH", f"{_PATH}/{part(name)}", body), as_json)
+
+
+@peer.command()
+@click.argument("name")
+@as_json
+@click.pass_obj
+def rotate(api: Api, name: str, as_json: bool) -> None:
+    """Renew the tokens and secrets that are shared with a peer, on both sides."""
+    answer = api.call("POST", f"{_PATH}/{part(name)}/rotate")
+    if "token" in answer:
+        _credentials(answer, as_json)
+    elif as_json:
+        show(answer)
+    else:
+        console.print(f"[green]✓[/green] All that is shared with {escape(name)} is new.")
+
+
+@peer.command()
+@click.argument("name")
+@as_json
+@click.pass_obj
+def revoke(api: Api, name: str, as_json: bool) -> None:
+    """Put a peer out, at once and with all that it has under way; its backups stay."""
+    answer = api.call("DELETE", f"{_PATH}/{part(name)}")
+    if as_json:
+        show(answer)
+    else:
+        console.print(
+            f"{escape(name)} is out. Its backups stay; `backupctl list --peer {escape(name)}` "
+            "shows them.",
+            highlight=False,
+            soft_wrap=True,
+        )
