@@ -21,6 +21,7 @@ help:
 	@echo 'make run      one server in the foreground, on http://localhost:3000'
 	@echo 'make fuzz     100,000 requests that nobody should send; SEED=n repeats a run'
 	@echo 'make bench    the measurements, in one table'
+	@echo 'make bench-growth   how cost grows, to 16 GiB and a million: tables and plots'
 	@echo 'make venv     .venv with everything pinned; the others make it when needed'
 	@echo 'make pins     compile requirements*.in into requirements*.txt, newest versions'
 	@echo 'make clean    remove all that make has made'
@@ -67,6 +68,9 @@ fuzz: venv
 
 bench: venv
 	@$(BIN)/python -m bench
+
+bench-growth: venv
+	@$(BIN)/python -m bench.growth
 
 pins: venv
 	@$(PIP) install uv

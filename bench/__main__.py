@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from backupd.sizes import parse_size
-from bench import admissions, ingest, latency, many, sending, ticks
+from bench import admissions, growth, ingest, latency, many, sending, ticks
 from bench.machine import conditions
 from bench.peers import Peers
 from bench.report import Bench, Row, print_table, write_json
@@ -27,6 +27,7 @@ SECTIONS: dict[str, Section] = {
     "latency": latency.measure,
     "admissions": admissions.measure,
     "ticks": ticks.measure,
+    "starts": growth.measure,
 }
 
 
