@@ -24,6 +24,7 @@ __all__ = [
     "IStored",
     "IUpload",
     "IVolume",
+    "IWindowed",
     "Line",
     "OffThread",
     "Room",
@@ -31,6 +32,7 @@ __all__ = [
     "StraightSource",
     "Totals",
     "Upload",
+    "Window",
 ]
 
 T = TypeVar("T")
@@ -113,6 +115,15 @@ class IVolume(IFileSystem, Protocol):
     def punch_hole(self, fd: int, offset: int, length: int, /) -> None:
         """Free the blocks that lie whole within; raises `OSError` where that cannot be."""
 
+    def preadv(self, fd: int, buffers: Sequence[memoryview], offset: int, /) -> int: ...
+    def posix_fadvise(self, fd: int, offset: int, length: int, advice: int, /) -> None: ...
+
+    def residence(self, fd: int, offset: int, length: int, /) -> bytes | None:
+        """A byte for each page from ``offset``, which begins one: 1 if it is in the page cache.
+
+        All of them must lie in the file. None when nothing is known of it.
+        """
+
 
 class IUpload(Interface):
     """The bytes of one unfinished upload. Every method blocks; call them off the reactor thread.
@@ -148,7 +159,10 @@ class IUpload(Interface):
 
 
 class IStored(Interface):
-    """The bytes of one kept backup, open for reading. Every method blocks."""
+    """The bytes of one kept backup, open for reading. Every method blocks.
+
+    Reading brings nothing into the page cache that was not there, and takes nothing out of it.
+    """
 
     def size() -> int:
         """How many bytes there are."""
@@ -158,6 +172,31 @@ class IStored(Interface):
 
     def close() -> None:
         """Let go of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Some bytes of a file, ready to go out without waiting for the disk.
+
+    They are in ``data``, which is lent until ``release`` is called; or, where that is None, in
+    the page cache, for `os.sendfile` to take ``length`` bytes from ``descriptor``.
+    """
+
+    length: int
+    descriptor: int
+    data: memoryview | None = None
+    release: Callable[[], None] = lambda: None
+
+
+class IWindowed(IStored):
+    """One whose bytes need not become Python's on their way out."""
+
+    def window(offset: int, length: int, room: int) -> Window:
+        """At most ``length`` bytes from ``offset``; blocks until they are ready.
+
+        At most ``room`` bytes when they have to be read into memory; none only at the end of the
+        file. Several windows may be open at once; all are over when the file is closed.
+        """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from bench.server import Server
 
-__all__ = ["Asker", "Offer", "give_up"]
+__all__ = ["Asker", "Offer", "complete", "give_up"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,13 @@ def give_up(server: Server, offer: Offer) -> None:
     _post(server, urlsplit(offer.complete).path, videoId=offer.video, success=False)
 
 
-def _post(server: Server, path: str, **body: object) -> None:
+def complete(server: Server, offer: Offer) -> str:
+    """Tell that all has been sent; the path of the content that is kept now."""
+    answer = _post(server, urlsplit(offer.complete).path, videoId=offer.video, success=True)
+    return str(urlsplit(answer["contentUrl"]).path)
+
+
+def _post(server: Server, path: str, **body: object) -> Any:
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
     headers = {"Content-Type": "application/json", "Host": f"localhost:{server.port}"}
     try:
@@ -102,3 +108,4 @@ def _post(server: Server, path: str, **body: object) -> None:
         connection.close()
     if not answer["success"]:
         raise RuntimeError(f"backupd said no: {answer}")
+    return answer

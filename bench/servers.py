@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from bench.peers import Peers
@@ -52,7 +53,7 @@ use chroot = no
 """
 
 
-def backupd(folder: Path, **settings: str) -> Server:
+def backupd(folder: Path, *, program: Sequence[str | Path] = (_TWISTD,), **settings: str) -> Server:
     """A real daemon; with the default settings, but for those that are given."""
     port = free_port()
     config = folder / "empty.toml"
@@ -64,7 +65,7 @@ def backupd(folder: Path, **settings: str) -> Server:
         "BACKUPD_LISTEN": f"tcp:{port}:interface=127.0.0.1",
     }
     environment |= {f"BACKUPD_{name.upper()}": value for name, value in settings.items()}
-    server = Server([_TWISTD, "-n", "--pidfile=", "backupd"], folder, port, environment)
+    server = Server([*program, "-n", "--pidfile=", "backupd"], folder, port, environment)
     server.wait_until("/readyz", 200, 120.0)
     return server
 

@@ -27,6 +27,7 @@ from backupd.requests import Backup, VideoId, video_key
 from backupd.storage import names, sidecar
 from backupd.storage.files import DiskStored, DiskUpload, doing, write_all
 from backupd.storage.names import SIDECAR, is_component
+from backupd.storage.page_cache import Rooms
 from backupd.storage.system import SYSTEM
 
 __all__ = ["DiskStorage"]
@@ -64,6 +65,7 @@ class DiskStorage:
         # Folders are made and removed by several threads: no one may remove, because it is
         # empty, a folder that another is about to use.
         self._folders = Lock()
+        self._rooms = Rooms()
 
     def prepare(self) -> None:
         with doing("make the root folder"):
@@ -175,7 +177,12 @@ class DiskStorage:
         path = self._stored_path(backup)
         what = f"backup {backup.backup_id}"
         with doing(f"open the {what}"):
-            return DiskStored(self._fs, self._fs.open(path, _READ), what)
+            fd = self._fs.open(path, _READ)
+
+        def direct() -> int:
+            return self._fs.open(path, _READ | os.O_DIRECT)
+
+        return DiskStored(self._fs, fd, what, direct, self._rooms)
 
     def remove(self, backup: Backup) -> None:
         # The sidecar goes last: what a crash leaves is `Damaged` and says whose video it was,

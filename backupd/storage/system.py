@@ -8,6 +8,7 @@ import os
 from typing import Any
 
 from backupd.interfaces import IVolume
+from backupd.storage.page_cache import residence
 
 __all__ = ["SYSTEM"]
 
@@ -31,6 +32,9 @@ class _System:
     close = staticmethod(os.close)
     pwritev = staticmethod(os.pwritev)
     pread = staticmethod(os.pread)
+    preadv = staticmethod(os.preadv)
+    posix_fadvise = staticmethod(os.posix_fadvise)
+    residence = staticmethod(residence)
     fsync = staticmethod(os.fsync)
     fdatasync = staticmethod(os.fdatasync)
     ftruncate = staticmethod(os.ftruncate)

@@ -342,6 +342,7 @@ def state_argument(call: Call, states: Mapping[str, bool]) -> bool | None:
 
 _REPRESENTATION = (
     "Accept-Ranges",
+    "Content-Digest",
     "Content-Disposition",
     "Content-Range",
     "Content-Security-Policy",

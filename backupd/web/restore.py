@@ -1,68 +1,62 @@
-"""Giving back: the bytes of a kept backup, whole or in ranges (RFC 9110, sections 13 and 14)."""
+"""Giving back: the bytes of a kept backup, whole or in ranges (RFC 9110, sections 13 and 14),
+with their digests (RFC 9530)."""
 
 from __future__ import annotations
 
-import base64
+import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from urllib.parse import quote
 
-from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IPushProducer, IReactorTime
 from werkzeug.http import (
     http_date,
     parse_date,
     parse_etags,
     parse_if_range_header,
 )
-from zope.interface import implementer
 
-from backupd.errors import StorageFailed, UploadCut
 from backupd.interfaces import IStored
 from backupd.requests import Backup
 from backupd.service import BackupService
 from backupd.waiting import shielded
+from backupd.web.digest_fields import sha256_field, wants_sha256
 from backupd.web.endpoint import Api, Who, refusal, write
+from backupd.web.sending import READ, Part, Sender, Valve
 from backupd.web.site import StreamingRequest
 from backupd.web.views import seen_backup
 
 __all__ = ["routes"]
 
-READ = 256 * 1024
 MAX_RANGES = 16
 """More ranges than this in one request get the whole file (RFC 9110, section 14.2)."""
+
+MAX_DIGESTED = 64 * 1024 * 1024
+"""Ranges of up to so many bytes are read for their `Content-Digest`, when a client wants it."""
 
 MAX_NAME = 200
 """Characters of a file name in a header; clients and proxies limit what a header may have."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """Some bytes of the file, with what goes before them on the wire."""
-
-    before: bytes
-    start: int
-    stop: int
-
-
 def routes(api: Api) -> None:
     """Register the endpoint; HEAD comes with GET."""
     service = api.service
+    sender = Sender(service.off)
 
     async def content(request: StreamingRequest, backup_id: str) -> bytes:
         backup = await seen_backup(service, request.caller, backup_id)
-        valve = _Valve(request)
+        valve = Valve(request)
         # The work on the file goes on to its end when the client leaves: a step that runs in a
         # thread cannot be stopped, and what it opened or still reads has to be closed after it.
         return await shielded(give(request, backup, valve))
 
-    async def give(request: StreamingRequest, backup: Backup, valve: _Valve) -> bytes:
+    async def give(request: StreamingRequest, backup: Backup, valve: Valve) -> bytes:
         stored = await service.off(service.storage.open, backup)
         try:
             valve.check()
-            return await _answer(service, request, backup, stored, valve)
+            parts, after = await _answer(service, request, backup, stored)
+            await sender.send(request, stored, parts, valve)
+            return after
         finally:
             await service.off(stored.close)
 
@@ -77,37 +71,49 @@ def routes(api: Api) -> None:
 
 
 async def _answer(
-    service: BackupService,
-    request: StreamingRequest,
-    backup: Backup,
-    stored: IStored,
-    valve: _Valve,
-) -> bytes:
-    """Write all but the end of the answer; the end."""
+    service: BackupService, request: StreamingRequest, backup: Backup, stored: IStored
+) -> tuple[Sequence[Part], bytes]:
+    """Set status and headers; what to send of the file, and what comes after it."""
     if not _still_right(request, backup):
         detail = "The bytes that are kept are not the ones that the condition names."
-        return write(request, refusal(412, "PreconditionFailed", detail))
+        return (), write(request, refusal(412, "PreconditionFailed", detail))
     _describe(request, backup)
     if _not_modified(request, backup):
         request.setResponseCode(304)
-        return b""
+        return (), b""
     boundary = service.new_id()
     parts = _choose(request, backup, boundary)
     if parts is None:
         detail = f"The backup has {backup.size} bytes; the range has none of them."
         span = f"bytes */{backup.size}"
-        return write(request, refusal(416, "RangeNotSatisfiable", detail, Content_Range=span))
+        refused = refusal(416, "RangeNotSatisfiable", detail, Content_Range=span)
+        return (), write(request, refused)
     after = f"\r\n--{boundary}--\r\n".encode() if len(parts) > 1 else b""
     length = sum(len(part.before) + part.stop - part.start for part in parts) + len(after)
     request.setHeader("Content-Length", str(length))
-    if request.method == b"HEAD":
-        return b""
-    await _send(service, request, stored, parts, valve)
-    return after
+    wanted = wants_sha256(request, "want-content-digest")
+    if wanted is not False and request.code == 200:
+        request.setHeader("Content-Digest", sha256_field(bytes.fromhex(backup.sha256)))
+    elif wanted and length <= MAX_DIGESTED:
+        digest = await service.off(_digest, stored, parts, after)
+        request.setHeader("Content-Digest", sha256_field(digest))
+    return ((), b"") if request.method == b"HEAD" else (parts, after)
+
+
+def _digest(stored: IStored, parts: Sequence[Part], after: bytes) -> bytes:
+    """SHA-256 of a whole answer's content; blocks."""
+    hasher = hashlib.sha256()
+    for part in parts:
+        hasher.update(part.before)
+        at = part.start
+        while data := stored.read(at, min(READ, part.stop - at)):
+            hasher.update(data)
+            at += len(data)
+    hasher.update(after)
+    return hasher.digest()
 
 
 def _describe(request: StreamingRequest, backup: Backup) -> None:
-    digest = base64.b64encode(bytes.fromhex(backup.sha256)).decode()
     headers = {
         # Never a page of ours, whatever its sender called it.
         "Content-Type": backup.content_type or "application/octet-stream",
@@ -117,9 +123,10 @@ def _describe(request: StreamingRequest, backup: Backup) -> None:
         "ETag": f'"{backup.sha256}"',
         "Last-Modified": http_date(backup.stored_at),
         "Accept-Ranges": "bytes",
-        "Repr-Digest": f"sha-256=:{digest}:",
         "Cache-Control": "private, no-cache",
     }
+    if wants_sha256(request, "want-repr-digest") is not False:
+        headers["Repr-Digest"] = sha256_field(bytes.fromhex(backup.sha256))
     for name, value in headers.items():
         request.setHeader(name, value)
 
@@ -163,9 +170,9 @@ def _stored(backup: Backup) -> datetime:
     return datetime.fromtimestamp(int(backup.stored_at), UTC)
 
 
-def _choose(request: StreamingRequest, backup: Backup, boundary: str) -> list[_Part] | None:
+def _choose(request: StreamingRequest, backup: Backup, boundary: str) -> list[Part] | None:
     """What to send, with the status set; None when no range can be satisfied."""
-    whole = [_Part(b"", 0, backup.size)]
+    whole = [Part(b"", 0, backup.size)]
     said = request.getHeader("range")
     # Only GET has ranges (RFC 9110, section 14.2).
     if said is None or request.method != b"GET" or not _if_range(request, backup):
@@ -182,11 +189,11 @@ def _choose(request: StreamingRequest, backup: Backup, boundary: str) -> list[_P
     if len(spans) == 1:
         start, stop = spans[0]
         request.setHeader("Content-Range", f"bytes {start}-{stop - 1}/{backup.size}")
-        return [_Part(b"", start, stop)]
+        return [Part(b"", start, stop)]
     kind = backup.content_type or "application/octet-stream"
     request.setHeader("Content-Type", f"multipart/byteranges; boundary={boundary}")
     return [
-        _Part(
+        Part(
             (
                 f"\r\n--{boundary}\r\nContent-Type: {kind}\r\n"
                 f"Content-Range: bytes {start}-{stop - 1}/{backup.size}\r\n\r\n"
@@ -241,86 +248,3 @@ def _span(first: int | None, last: int | None, size: int) -> tuple[int, int] | N
     else:
         start, stop = first, size if last is None else min(last + 1, size)
     return (start, stop) if start < stop else None
-
-
-@implementer(IPushProducer)
-class _Valve:
-    """Opens and closes with the network: `open` fires when there is room to write.
-
-    The connection of a client that takes nothing for as long as the site's timeout is cut: the
-    channel's own timeout stands still while there is an answer to write.
-    """
-
-    def __init__(self, request: StreamingRequest) -> None:
-        self._request = request
-        site = request.channel.site
-        self._clock: IReactorTime = site.reactor
-        self._patience = site.timeOut or 60.0
-        self._waiting: Deferred[None] | None = None
-        self._paused = False
-        self._stopped = False
-        request.notifyFinish().addErrback(lambda _: self.stopProducing())
-
-    def pauseProducing(self) -> None:  # noqa: N802
-        self._paused = True
-
-    def resumeProducing(self) -> None:  # noqa: N802
-        self._paused = False
-        self._release()
-
-    def stopProducing(self) -> None:  # noqa: N802
-        self._stopped = True
-        self._release()
-
-    def _release(self) -> None:
-        waiting, self._waiting = self._waiting, None
-        if waiting is not None:
-            waiting.callback(None)
-
-    def _give_up(self) -> None:
-        self._request.abort()
-        self.stopProducing()
-
-    def check(self) -> None:
-        """Raises `UploadCut` when the client is gone."""
-        if self._stopped:
-            raise UploadCut("The client left before it had everything.")
-
-    async def open(self) -> None:
-        """Raises `UploadCut` when the client is gone, or takes nothing any more."""
-        if self._paused and not self._stopped:
-            self._waiting = Deferred()
-            late = self._clock.callLater(self._patience, self._give_up)
-            await self._waiting
-            if late.active():
-                late.cancel()
-        self.check()
-
-
-async def _send(
-    service: BackupService,
-    request: StreamingRequest,
-    stored: IStored,
-    parts: Sequence[_Part],
-    valve: _Valve,
-) -> None:
-    """Write the parts, reading ahead by one block, never faster than the network takes them."""
-    request.registerProducer(valve, True)
-    try:
-        for part in parts:
-            if part.before:
-                request.write(part.before)
-            at = part.start
-            while at < part.stop:
-                await valve.open()
-                data = await service.off(stored.read, at, min(READ, part.stop - at))
-                if not data:
-                    raise StorageFailed(
-                        f"The file ended at byte {at}; a verification of the backup will tell why."
-                    )
-                await valve.open()
-                request.write(data)
-                at += len(data)
-    finally:
-        if not request._disconnected:
-            request.unregisterProducer()

@@ -6,17 +6,18 @@ import contextlib
 import hashlib
 import http.client
 import os
+import random
 import socket
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 import pytest
 
 from tests.integration.contract import digest, form, is_problem
-from tests.integration.daemons import Daemon, call, wait_until
+from tests.integration.daemons import Daemon, call, run, wait_until
 from tests.integration.plain import PlainSender
 
 DATA = bytes(range(256)) * 4096 * 8
@@ -126,3 +127,117 @@ def test_places_are_told_of_the_first_100_of_a_page_and_of_single_requests(
         assert one["position"] > 0
         for request_id in asked:
             receiver.call("DELETE", f"/api/v1/backup/requests/{request_id}", operator=True)
+
+
+# -- on plain TCP, by windows ----------------------------------------------------------------------
+
+BIG = random.Random(1).randbytes(24 * 1024 * 1024 + 12345)
+
+
+@pytest.fixture(scope="module")
+def big(receiver: Daemon, sender: PlainSender) -> tuple[str, Path]:
+    """The path of a kept backup's content, and its file."""
+    done = sender.back_up(receiver.url, "big", BIG)
+    return urlsplit(done["contentUrl"]).path, file_of(receiver, done)
+
+
+def set_cached(file: Path, cached: bool) -> None:
+    """Have all of the file in the page cache, or nothing."""
+    with file.open("rb", buffering=0) as opened:
+        if cached:
+            while opened.read(1024 * 1024):
+                pass
+            return
+
+        def drop() -> bool:
+            os.fsync(opened.fileno())
+            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            return cached_bytes(file) == 0
+
+        wait_until(drop, "no page is in use any more")
+
+
+def cached_bytes(file: Path) -> int:
+    """As the kernel tells util-linux."""
+    done = run(["fincore", "--bytes", "--noheadings", "--output", "RES", file], os.environ)
+    assert done.code == 0, done.err
+    return int(done.out)
+
+
+@pytest.mark.parametrize("cached", [True, False], ids=["warm", "cold"])
+def test_a_restore_leaves_the_page_cache_as_it_was(
+    receiver: Daemon, big: tuple[str, Path], cached: bool
+) -> None:
+    path, file = big
+    set_cached(file, cached)
+    before = cached_bytes(file)
+    assert (before >= len(BIG)) if cached else (before == 0)
+    assert receiver.call("GET", path).body == BIG
+    part = receiver.call("GET", path, headers={"Range": "bytes=5000000-19999999"})
+    assert part.body == BIG[5_000_000:20_000_000]
+    assert cached_bytes(file) == before
+
+
+@pytest.mark.parametrize("cached", [True, False], ids=["warm", "cold"])
+def test_answers_on_one_connection_come_whole_and_in_order(
+    receiver: Daemon, big: tuple[str, Path], cached: bool
+) -> None:
+    """Pipelined behind an answer that goes out by windows, nothing overtakes or mixes with it."""
+    path, file = big
+    set_cached(file, cached)
+    asked = [
+        ("GET", path, {}),
+        ("GET", "/healthz", {}),
+        ("GET", path, {"Range": "bytes=1-9000000"}),
+        ("HEAD", path, {}),
+        ("GET", path, {"Range": "bytes=0-9,5000000-15000000,-7"}),
+        ("GET", path, {"Range": "bytes=99999999-"}),
+        ("GET", path, {"If-None-Match": "*"}),
+        ("GET", path, {}),
+    ]
+    with socket.create_connection(("127.0.0.1", receiver.port), 30) as connection:
+        for method, target, headers in asked:
+            lines = [f"{method} {target} HTTP/1.1", f"Host: localhost:{receiver.port}"]
+            lines += [f"{name}: {value}" for name, value in headers.items()]
+            connection.sendall("\r\n".join([*lines, "", ""]).encode())
+        stream = connection.makefile("rb")
+        answers = [_answer_in(stream, method) for method, _, _ in asked]
+    assert [status for status, _ in answers] == [200, 200, 206, 200, 206, 416, 304, 200]
+    bodies = [body for _, body in answers]
+    assert bodies[0] == bodies[7] == BIG
+    assert bodies[2] == BIG[1:9_000_001]
+    for piece in (BIG[:10], BIG[5_000_000:15_000_001], BIG[-7:]):
+        assert b"\r\n\r\n" + piece + b"\r\n--" in bodies[4]
+    assert len(bodies[4]) < 10_000_018 + 1000
+
+
+def _answer_in(stream: BinaryIO, method: str) -> tuple[int, bytes]:
+    """Status and body of the next answer, which must begin just here."""
+    status = stream.readline()
+    assert status.startswith(b"HTTP/1.1 "), status[:100]
+    length = 0
+    while line := stream.readline().strip():
+        name, _, value = line.partition(b":")
+        if name.lower() == b"content-length":
+            length = int(value)
+    code = int(status.split()[1])
+    return code, b"" if method == "HEAD" or code == 304 else stream.read(length)
+
+
+@pytest.mark.parametrize("cached", [True, False], ids=["warm", "cold"])
+def test_a_slow_client_gets_every_byte_and_the_others_do_not_wait(
+    receiver: Daemon, big: tuple[str, Path], cached: bool
+) -> None:
+    path, file = big
+    set_cached(file, cached)
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        connection.settimeout(30)
+        connection.connect(("127.0.0.1", receiver.port))
+        head = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        connection.sendall(head.encode())
+        got = connection.recv(4096)
+        assert receiver.call("GET", path).body == BIG
+        while piece := connection.recv(1024 * 1024):
+            got += piece
+    assert got.partition(b"\r\n\r\n")[2] == BIG

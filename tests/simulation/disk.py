@@ -424,6 +424,20 @@ class View:
         self._begin("pread")
         return bytes(self._file(fd).data[offset : offset + length])
 
+    def preadv(self, fd: int, buffers: Sequence[memoryview], offset: int, /) -> int:
+        got = 0
+        for buffer in buffers:
+            data = self.pread(fd, len(buffer), offset + got)
+            buffer[: len(data)] = data
+            got += len(data)
+        return got
+
+    def posix_fadvise(self, fd: int, offset: int, length: int, advice: int, /) -> None:
+        pass
+
+    def residence(self, fd: int, offset: int, length: int, /) -> bytes | None:
+        return None
+
     def ftruncate(self, fd: int, length: int, /) -> None:
         self._begin("ftruncate", changes=True)
         file = self._file(fd)

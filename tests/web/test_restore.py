@@ -17,7 +17,7 @@ from backupd.errors import StorageFailed
 from backupd.requests import Backup
 from backupd.web import restore
 from backupd.web.endpoint import Api
-from backupd.web.restore import READ
+from backupd.web.sending import READ
 from tests.web.connection import AsLocal, SiteCase
 
 SIZE = 4 * READ
