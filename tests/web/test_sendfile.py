@@ -63,7 +63,7 @@ class Line:
             ours,
             Protocol(),
             ("", 0),
-            None,
+            None,  # type: ignore[arg-type]
             1,
             self.reactor,  # type: ignore[arg-type]
         )
