@@ -36,6 +36,7 @@ from backupd.terminal import (
     short,
     show,
     table_of,
+    told_of_scrub,
 )
 
 __all__ = ["main"]
@@ -143,10 +144,10 @@ def list_(api: Api, peer: str | None, video_id: str | None, as_json: bool) -> No
 @as_json
 @click.pass_obj
 def status(api: Api, as_json: bool) -> None:
-    """Whether the daemon is well, and what it can still promise."""
-    ready = api.call("GET", "/readyz")
+    """Whether the daemon is well, what it can still promise, and how well the backups are."""
+    ready, scrub = api.call("GET", "/readyz"), api.call("GET", "/api/v1/scrub")
     if as_json:
-        show(ready)
+        show(ready | {"scrub": scrub})
         return
     console.print(
         f"{api.url} is {ready['status']}: {ready['availableSpace']} can still be promised, "
@@ -154,6 +155,8 @@ def status(api: Api, as_json: bool) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    for line in told_of_scrub(scrub):
+        console.print(escape(line), highlight=False, soft_wrap=True)
 
 
 @main.command()

@@ -13,6 +13,7 @@ from backupd.errors import SettingsError
 from backupd.own_folder import read_token
 from backupd.settings import Settings, load
 from backupd.sizes import format_size
+from backupd.terminal import span
 
 __all__ = ["Finding", "examine"]
 
@@ -88,11 +89,35 @@ def _daemon(settings: Settings, api: Api) -> Iterator[Finding]:
         return
     told = f"answers at {api.url}; {ready.get('availableSpace')} can still be promised"
     yield Finding("daemon", True, told)
+    yield from _kept(api)
     base = settings.public_url
     if not base and settings.host:
         base = f"{settings.protocol}://{settings.host}"
     if base and urlsplit(base).netloc != urlsplit(api.url).netloc:
         yield _reach("own links", base)
+
+
+def _kept(api: Api) -> Iterator[Finding]:
+    try:
+        scrub = api.call("GET", "/api/v1/scrub")
+    except ApiFailed as error:
+        yield Finding("backups", False, str(error), "see the daemon's log")
+        return
+    damaged = scrub["damaged"]
+    told = f"{damaged} damaged" if damaged else "none is known to be damaged"
+    advice = "`backupctl list` shows which; their senders are asked for them where that can be"
+    yield Finding("backups", not damaged, told, advice if damaged else "")
+    if scrub["state"] == "off":
+        yield Finding("scrub", True, "is switched off")
+        return
+    takes, period = span(scrub["takesSeconds"]), span(scrub["periodSeconds"])
+    told = f"everything is read again within {takes if not scrub['keepsPeriod'] else period}"
+    late = f"{told}, not within {period}: {format_size(scrub['rate'])} a second are too few"
+    advice = f"raise scrub_rate to {format_size(scrub['neededRate'])} or more, or scrub_period"
+    if scrub["keepsPeriod"]:
+        yield Finding("scrub", True, told)
+    else:
+        yield Finding("scrub", False, late, advice)
 
 
 def _reach(what: str, url: str) -> Finding:

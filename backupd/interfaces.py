@@ -6,7 +6,7 @@ Times are seconds since the epoch, sizes and offsets are bytes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ParamSpec, Protocol, TypeVar, runtime_checkable
 
 from twisted.internet.defer import Deferred
@@ -15,6 +15,7 @@ from zope.interface import Interface
 from backupd.requests import Ask, Backup, BackupRequest, Live, Pending, VideoId
 
 __all__ = [
+    "Condition",
     "Damaged",
     "Entry",
     "Found",
@@ -27,6 +28,7 @@ __all__ = [
     "IWindowed",
     "Line",
     "OffThread",
+    "Repair",
     "Room",
     "Source",
     "StraightSource",
@@ -169,6 +171,12 @@ class IStored(Interface):
 
     def read(offset: int, length: int) -> bytes:
         """At most ``length`` bytes from ``offset``; ``b""`` at the end."""
+
+    def forget(offset: int, length: int) -> None:
+        """Let these bytes, all from ``offset`` on if ``length`` is 0, go from the memory.
+
+        The next `read` of them asks the disk. Where that cannot be, nothing happens.
+        """
 
     def close() -> None:
         """Let go of it."""
@@ -379,6 +387,33 @@ class Totals:
     live: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Condition:
+    """How well everything that is kept is.
+
+    ``damaged`` backups have a problem. ``verified_at`` is when the one of the others that was
+    verified longest ago was verified, or stored if it never was; None when there are none.
+    """
+
+    damaged: int
+    verified_at: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repair:
+    """A damaged backup that its sender is asked to send again.
+
+    ``callback``, on ``origin``, is the link that its request came with: a secret. ``request_id``
+    is the request that was made last to get it again, ``tries`` counts these.
+    """
+
+    backup: Backup
+    origin: str
+    callback: str = field(repr=False)
+    request_id: str | None
+    tries: int
+
+
 class ILedger(Interface):
     """What was promised and what is kept, durably.
 
@@ -408,15 +443,16 @@ class ILedger(Interface):
         now: float,
         max_pending: int,
         expires_at: float | None = None,
+        fresh: bool = False,
     ) -> Deferred[tuple[Live | None, Room]]:
         """Record ``ask`` and its reservation in one step, if it fits.
 
         ``room(promised, growth)`` is called under the ledger's write lock with the bytes that
         are promised and not yet allocated, and the bytes that this ask adds; it looks at the
         volume *after* that, so that no race with an allocation promises a byte twice. An ask
-        for a video that the same peer has a live request for changes that request. The result
-        is the request, None when refused, and the room there was. ``expires_at`` is for those
-        that nobody will be called for.
+        for a video that the same peer has a live request for changes that request, or nothing
+        if it is to be a ``fresh`` one. The result is the request, None when refused, and the
+        room there was. ``expires_at`` is for those that nobody will be called for.
         """
 
     def change(
@@ -525,6 +561,40 @@ class ILedger(Interface):
 
     def drop_backup(backup_id: str) -> Deferred[Backup]:
         """Take it off the list. Raises `NoSuchBackup`."""
+
+    def copy_of(backup: Backup) -> Deferred[Backup | None]:
+        """Another backup without a problem that has the same bytes of the same peer's video."""
+
+    # whether it is still right
+
+    def longest_unread(*, before: float) -> Deferred[Backup | None]:
+        """The backup that was read again longest ago; None unless that was before then."""
+
+    def begin_reading(backup_id: str, *, now: float) -> Deferred[None]:
+        """It is being read: all others come before it from now on."""
+
+    def verified(backup_id: str, *, problem: str | None, now: float) -> Deferred[Backup]:
+        """Every byte was read, and this was found. Raises `NoSuchBackup`.
+
+        A damaged backup whose sender can be called is due for `repairs` at once.
+        """
+
+    def kept() -> Deferred[tuple[int, int]]:
+        """How many backups there are, and the sum of their sizes. Reads a whole index."""
+
+    def condition() -> Deferred[Condition]:
+        """How well they are; the cost depends on the number of damaged ones only."""
+
+    def repairs(*, now: float, limit: int) -> Deferred[list[Repair]]:
+        """Damaged backups whose sender is to be told now, longest due first.
+
+        One becomes due again when a copy of the same video is stored.
+        """
+
+    def put_repair(
+        backup_id: str, *, request_id: str | None, tries: int, due_at: float | None
+    ) -> Deferred[None]:
+        """Note what was done about a damaged backup, and when (None: never) to look again."""
 
     # the outbox
 

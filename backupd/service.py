@@ -28,7 +28,9 @@ from backupd.receiver.keeping import Keeper
 from backupd.receiver.live import InProgress, LiveRequests
 from backupd.receiver.queue import Offer, Queue
 from backupd.receiver.recovery import Rebuilt, rebuild, recover
+from backupd.receiver.repair import Repairs
 from backupd.receiver.resources import Resources
+from backupd.receiver.scrub import Scrub
 from backupd.requests import (
     Cancelled,
     Pending,
@@ -175,6 +177,14 @@ class BackupService(Service):
             clock=reactor,
             settings=settings,
         )
+        self.scrub = Scrub(ledger=ledger, keeper=self.keeper, clock=reactor, settings=settings)
+        self.repairs = Repairs(
+            ledger=ledger,
+            admission=self.admission,
+            keeper=self.keeper,
+            clock=reactor,
+            nudge=self.nudge,
+        )
         self.outbox = outbox(self.links, self.nudge)
         self.turns = Turns()
         self.site: IProtocolFactory | None = None
@@ -184,6 +194,8 @@ class BackupService(Service):
         self._starting: Deferred[None] = succeed(None)
         self._looks = [Round(job, reactor) for job in (self.queue.tick, self.outbox.tick)]
         self._sweep = Round(self.expiry.sweep, reactor)
+        self._reading = Round(self.scrub.run, reactor)
+        self._repairing = Round(self.repairs.tick, reactor)
         self._loop = LoopingCall(self._tick)
         self._loop.clock = reactor
         self._nudged: IDelayedCall | None = None
@@ -198,7 +210,8 @@ class BackupService(Service):
     def _tick(self) -> None:
         """Look, and begin to end what is overdue; never raises, waits for nothing."""
         self._look()
-        self._sweep.run()
+        for beside in (self._sweep, self._reading, self._repairing):
+            beside.run()
 
     def _look(self) -> None:
         self._nudged = None
@@ -333,11 +346,13 @@ class BackupService(Service):
                 self._nudged = None
             await self.queue.stop()
             await self.outbox.stop()
-            for one in (*self._looks, self._sweep):
+            self.scrub.stop()
+            for one in (*self._looks, self._sweep, self._repairing):
                 await one.stop()
             await self.intake.transfers.stop(grace)
             for name, work in {
                 "what is overdue": go_on(self.expiry.stop()),
+                "what is being read again": self._reading.stop(),
                 "what is being stored": self.intake.locks.when_idle(),
             }.items():
                 if not await self._wait(work, deadline - self.reactor.seconds()):

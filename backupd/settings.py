@@ -56,6 +56,8 @@ class Settings:
     upload_expiry: float = 86400.0
     history: float = 90 * 86400.0
     shutdown_grace: float = 30.0
+    scrub_period: float = 30 * 86400.0
+    scrub_rate: int = 20 * 1024**2
     videos: tuple[str, ...] = ()
     watch_to: str = ""
     max_sends: int = 4
@@ -113,6 +115,18 @@ def _size(value: object) -> int:
         return parse_size(str(value))
     except Invalid as error:
         raise ValueError(str(error).partition(": ")[2]) from error
+
+
+def _rate(value: object) -> int:
+    rate = _size(value)
+    if rate == 0:
+        raise ValueError('must be a size for each second, such as "20 MB"')
+    return rate
+
+
+def _period(value: object) -> float:
+    off = value in (0, "0", "off") and value is not False
+    return 0.0 if off else parse_duration(value)
 
 
 def _count(value: object) -> int:
@@ -224,6 +238,8 @@ _PARSERS: dict[str, Callable[[object], Any]] = {
     "upload_expiry": parse_duration,
     "history": parse_duration,
     "shutdown_grace": parse_duration,
+    "scrub_period": _period,
+    "scrub_rate": _rate,
     "videos": _paths,
     "watch_to": _url,
     "max_sends": _count,
@@ -251,6 +267,8 @@ KEYS: dict[str, str] = {
     "upload_expiry": "how long an unfinished upload is kept after its last byte",
     "history": "how long ended requests are remembered",
     "shutdown_grace": "how long a stop waits for uploads",
+    "scrub_period": "in which every backup is read again and compared; 0 or off: never",
+    "scrub_rate": "bytes that are read for that in a second, at most; half of it beside uploads",
     "videos": "folders in which videos are found by their id",
     "watch_to": "URL of the receiver that every new video in these folders is sent to",
     "max_sends": "videos that are sent at once",

@@ -23,6 +23,7 @@ from rich.text import Text
 
 from backupd.control import Api, part
 from backupd.errors import BackupdError
+from backupd.sizes import format_size
 
 __all__ = [
     "POLL",
@@ -37,7 +38,9 @@ __all__ = [
     "progress_bar",
     "short",
     "show",
+    "span",
     "table_of",
+    "told_of_scrub",
 ]
 
 POLL = 0.3
@@ -176,6 +179,38 @@ def conclude(entry: Any) -> None:
 
 def moment(timestamp: str) -> str:
     return timestamp[:16].replace("T", " ")
+
+
+def span(seconds: float) -> str:
+    """How long that is, in the largest unit that fits: ``30 days``, ``1 hour``, ``2.5 s``."""
+    for size, unit in ((86400, "day"), (3600, "hour"), (60, "minute")):
+        if seconds >= size:
+            count = f"{seconds / size:.1f}".removesuffix(".0")
+            return f"{count} {unit}" if count == "1" else f"{count} {unit}s"
+    return f"{seconds:.1f}".removesuffix(".0") + " s"
+
+
+def told_of_scrub(scrub: Any) -> list[str]:
+    """What ``backupctl status`` says of the backups that are kept."""
+    damaged = scrub["damaged"]
+    lines = []
+    if damaged:
+        verb = "backup is" if damaged == 1 else "backups are"
+        lines.append(f"{damaged} {verb} damaged; `backupctl list` shows what is wrong.")
+    if scrub["state"] == "off":
+        lines.append("Backups are not read again by themselves: scrub_period is off.")
+    elif scrub["keepsPeriod"]:
+        lines.append(f"Every backup is read again within {span(scrub['periodSeconds'])}.")
+    else:
+        lines.append(
+            f"Reading every backup again takes {span(scrub['takesSeconds'])}, longer than "
+            f"scrub_period ({span(scrub['periodSeconds'])}): scrub_rate would have to be "
+            f"{format_size(scrub['neededRate'])} a second."
+        )
+    if scrub["oldestVerifiedAt"]:
+        which = "All others were" if damaged else "All were"
+        lines.append(f"{which} verified on {moment(scrub['oldestVerifiedAt'])} or later.")
+    return lines
 
 
 def table_of(identifier: str, *columns: str) -> Table:

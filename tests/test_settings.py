@@ -249,3 +249,15 @@ def test_places() -> None:
     assert settings.token_file == f"{own}/control-token"
     assert settings.ledger_url.endswith("/data/.backupd/ledger.sqlite3")
     assert load({"BACKUPD_LEDGER": "sqlite:////var/x.db"}).ledger_url == "sqlite:////var/x.db"
+
+
+def test_the_scrub_can_be_switched_off() -> None:
+    """By a word or by nothing; any other period is a duration, and a rate of nothing is none."""
+    for off in ("off", "0"):
+        assert load({"BACKUPD_SCRUB_PERIOD": off}).scrub_period == 0
+    assert load({}, {"scrub_period": 0}).scrub_period == 0
+    assert load({"BACKUPD_SCRUB_PERIOD": "7 d"}).scrub_period == 7 * 86400
+    assert load({"BACKUPD_SCRUB_RATE": "1.5 MB"}).scrub_rate == 1.5 * 1024**2
+    for key, value in (("scrub_period", False), ("scrub_period", "never"), ("scrub_rate", 0)):
+        with pytest.raises(SettingsError, match=key):
+            load({}, {key: value})

@@ -6,16 +6,25 @@ from sqlalchemy import Connection, delete, insert, select, update
 
 from backupd.errors import NoSuchBackup
 from backupd.ledger import rows
-from backupd.ledger.schema import backups
-from backupd.requests import Backup, VideoId, video_key
+from backupd.ledger.schema import backups, repairs
+from backupd.requests import Ask, Backup, VideoId, video_key
 
-__all__ = ["backup", "drop_backup", "list_backup", "page", "put_backup"]
+__all__ = [
+    "backup",
+    "came_from",
+    "copy_of",
+    "drop_backup",
+    "list_backup",
+    "page",
+    "put_backup",
+]
 
 _b = backups.c
 
 
 def insert_backup(connection: Connection, kept: Backup) -> None:
-    connection.execute(insert(backups), rows.backup_row(kept))
+    read = {"read_at": kept.verified_at or 0.0}
+    connection.execute(insert(backups), rows.backup_row(kept) | read)
 
 
 def backup(connection: Connection, backup_id: str) -> Backup:
@@ -44,6 +53,16 @@ def list_backup(connection: Connection, kept: Backup) -> bool:
     return True
 
 
+def came_from(connection: Connection, kept: Backup, ask: Ask) -> None:
+    """Remember how its sender is called, and look again at damaged copies of the same video."""
+    way_back = {"origin": ask.origin or None, "callback": ask.callback or None}
+    connection.execute(update(backups).where(_b.backup_id == kept.backup_id).values(way_back))
+    damaged = select(_b.backup_id).where(_b.video == video_key(kept.video), _b.problem.is_not(None))
+    connection.execute(
+        update(repairs).where(repairs.c.backup_id.in_(damaged)).values(due_at=kept.stored_at)
+    )
+
+
 def put_backup(connection: Connection, kept: Backup) -> bool:
     changed = connection.execute(
         update(backups).where(_b.backup_id == kept.backup_id).values(rows.backup_row(kept))
@@ -57,4 +76,18 @@ def put_backup(connection: Connection, kept: Backup) -> bool:
 def drop_backup(connection: Connection, backup_id: str) -> Backup:
     kept = backup(connection, backup_id)
     connection.execute(delete(backups).where(_b.backup_id == backup_id))
+    connection.execute(delete(repairs).where(repairs.c.backup_id == backup_id))
     return kept
+
+
+def copy_of(connection: Connection, kept: Backup) -> Backup | None:
+    same = select(backups).where(
+        _b.video == video_key(kept.video),
+        _b.peer == kept.peer,
+        _b.size == kept.size,
+        _b.sha256 == kept.sha256,
+        _b.problem.is_(None),
+        _b.backup_id != kept.backup_id,
+    )
+    row = connection.execute(same.order_by(_b.seq.desc()).limit(1)).one_or_none()
+    return None if row is None else rows.backup_value(row._mapping)

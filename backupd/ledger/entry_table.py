@@ -95,9 +95,13 @@ def due(connection: Connection, now: float, limit: int, without: Sequence[str]) 
 
 
 def purge(connection: Connection, before: float, limit: int) -> int:
-    """Forget what ended before then, but not that a file was stored: it would be sent again."""
+    """Forget what ended before then, but not that a file was stored: it would be sent again.
+
+    Each receiver that has stored it may ask for it once more.
+    """
     later = entries.alias()
-    newest = select(func.max(later.c.seq)).where(later.c.path == _e.path).scalar_subquery()
+    same = (later.c.path == _e.path, later.c.to == _e.to)
+    newest = select(func.max(later.c.seq)).where(*same).scalar_subquery()
     stored = and_(_e.state.in_(("VERIFIED", "UNVERIFIED")), _e.seq == newest)
     old = (
         select(_e.seq)

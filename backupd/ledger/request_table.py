@@ -30,7 +30,7 @@ from sqlalchemy import (
 from backupd.errors import LedgerFailed, NoSuchRequest, UploadHeld
 from backupd.interfaces import Line, Room, Totals, Upload
 from backupd.ledger import rows
-from backupd.ledger.backup_table import put_backup
+from backupd.ledger.backup_table import came_from, put_backup
 from backupd.ledger.schema import lines, requests, uploads
 from backupd.requests import (
     Ask,
@@ -185,12 +185,15 @@ class RequestTable:
         now: float,
         max_pending: int,
         expires_at: float | None,
+        fresh: bool,
     ) -> tuple[Live | None, Room]:
         row = connection.execute(
             _live_video, {"video": video_key(ask.video), "peer": ask.peer}
         ).one_or_none()
         if row is not None:
             old = rows.request_value(row._mapping)
+            if fresh:
+                return live(old, "asked for"), room(self.sums.promised, 0)
             new = asked_again(old, ask=ask, now=now)
             growth = max(0, new.ask.size - row.allocated) - max(0, old.ask.size - row.allocated)
             found = room(self.sums.promised, growth)
@@ -297,6 +300,7 @@ class RequestTable:
         if isinstance(old, Storing) and isinstance(new, Stored):
             # A rebuild from the files may have listed it already.
             put_backup(connection, old.backup)
+            came_from(connection, old.backup, old.ask)
         self.sums.count(old, row.allocated, -1)
         self.sums.count(new, allocated, 1)
         self._move_in_line(connection, old, new, asked)

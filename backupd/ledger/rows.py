@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 import msgspec
@@ -59,6 +59,7 @@ _ASK = (
     "metadata",
     "concat",
 )
+_BACKUP = tuple(field.name for field in fields(Backup) if field.name != "video")
 _STATE: dict[str, Any] = {
     "expires_at": None,
     "tries": 0,
@@ -199,12 +200,7 @@ def backup_row(backup: Backup) -> dict[str, Any]:
 
 def backup_value(row: RowMapping) -> Backup:
     """The kept backup that a row tells of."""
-    plain = {
-        name: value
-        for name, value in row.items()
-        if name not in ("seq", "video", "video_is_number")
-    }
-    return Backup(video=_video(row), **plain)
+    return Backup(video=_video(row), **{name: row[name] for name in _BACKUP})
 
 
 def entry_row(entry: Entry) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from sqlalchemy import (
     text,
 )
 
-__all__ = ["backups", "entries", "lines", "metadata", "requests", "uploads"]
+__all__ = ["backups", "entries", "lines", "metadata", "repairs", "requests", "uploads"]
 
 metadata = MetaData()
 
@@ -141,10 +141,27 @@ backups = Table(
     Column("folder", Text, nullable=False),
     Column("name", Text, nullable=False),
     Column("problem", Text),
+    Column("read_at", Double, nullable=False, server_default="0"),  # by a verification; 0: never
+    # The way back to its sender, if there is one; the link is a secret that only this table has.
+    Column("origin", Text),
+    Column("callback", Text),
     sqlite_autoincrement=True,
 )
 Index("backups_peer", backups.c.peer, backups.c.seq)
 Index("backups_video", backups.c.video, backups.c.seq)
+Index("backups_read", backups.c.read_at, backups.c.size)
+_partial("backups_well", backups.c.verified_at, where=text("problem IS NULL"))
+_partial("backups_damaged", backups.c.seq, where=text("problem IS NOT NULL"))
+
+repairs = Table(
+    "repairs",
+    metadata,
+    Column("backup_id", Text, primary_key=True),
+    Column("request_id", Text),
+    Column("tries", Integer, nullable=False),
+    Column("due_at", Double),  # None: its sender does not want to send it again
+)
+_partial("repairs_due", repairs.c.due_at, where=text("due_at IS NOT NULL"))
 
 entries = Table(
     "entries",

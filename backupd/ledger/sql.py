@@ -21,8 +21,18 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from backupd.errors import BackupdError, LedgerFailed
-from backupd.interfaces import Entry, ILedger, Line, OffThread, Room, Totals, Upload
-from backupd.ledger import backup_table, entry_table, request_table
+from backupd.interfaces import (
+    Condition,
+    Entry,
+    ILedger,
+    Line,
+    OffThread,
+    Repair,
+    Room,
+    Totals,
+    Upload,
+)
+from backupd.ledger import backup_table, entry_table, repair_table, request_table
 from backupd.ledger.batches import Batches, ledger_failed
 from backupd.ledger.request_table import RequestTable, Sums
 from backupd.ledger.upgrade import upgrade
@@ -169,9 +179,10 @@ class SqlLedger:
         now: float,
         max_pending: int,
         expires_at: float | None = None,
+        fresh: bool = False,
     ) -> Deferred[tuple[Live | None, Room]]:
         return self._write(
-            lambda c: self._requests.admit(c, ask, room, now, max_pending, expires_at)
+            lambda c: self._requests.admit(c, ask, room, now, max_pending, expires_at, fresh)
         )
 
     def join(self, ask: Ask, final: Upload, *, now: float, expires_at: float) -> Deferred[Live]:
@@ -273,6 +284,35 @@ class SqlLedger:
 
     def drop_backup(self, backup_id: str) -> Deferred[Backup]:
         return self._write(lambda c: backup_table.drop_backup(c, backup_id))
+
+    def copy_of(self, backup: Backup) -> Deferred[Backup | None]:
+        return self._read(lambda c: backup_table.copy_of(c, backup))
+
+    # -- whether it is still right ----------------------------------------------------------------
+
+    def longest_unread(self, *, before: float) -> Deferred[Backup | None]:
+        return self._read(lambda c: repair_table.longest_unread(c, before))
+
+    def begin_reading(self, backup_id: str, *, now: float) -> Deferred[None]:
+        return self._write(lambda c: repair_table.begin_reading(c, backup_id, now))
+
+    def verified(self, backup_id: str, *, problem: str | None, now: float) -> Deferred[Backup]:
+        return self._write(lambda c: repair_table.verified(c, backup_id, problem, now))
+
+    def kept(self) -> Deferred[tuple[int, int]]:
+        return self._read(repair_table.kept)
+
+    def condition(self) -> Deferred[Condition]:
+        return self._read(repair_table.condition)
+
+    def repairs(self, *, now: float, limit: int) -> Deferred[list[Repair]]:
+        return self._read(lambda c: repair_table.due(c, now, limit))
+
+    def put_repair(
+        self, backup_id: str, *, request_id: str | None, tries: int, due_at: float | None
+    ) -> Deferred[None]:
+        values = {"request_id": request_id, "tries": tries, "due_at": due_at}
+        return self._write(lambda c: repair_table.put(c, backup_id, values))
 
     # -- the outbox -------------------------------------------------------------------------------
 

@@ -17,8 +17,8 @@ from backupd.errors import LedgerTooNew
 __all__ = ["upgrade"]
 
 
-def upgrade(connection: Connection) -> None:
-    """Run the upgrades that this ledger has not seen. Raises `LedgerTooNew`."""
+def upgrade(connection: Connection, to: str = "head") -> None:
+    """Run the upgrades that this ledger has not seen, up to ``to``. Raises `LedgerTooNew`."""
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
     script = ScriptDirectory.from_config(config)
@@ -35,8 +35,8 @@ def upgrade(connection: Connection) -> None:
         return
 
     def steps(revision: Any, context: Any) -> Any:
-        return script._upgrade_revs("head", revision)
+        return script._upgrade_revs(to, revision)
 
-    with EnvironmentContext(config, script, fn=steps, destination_rev="head") as environment:
+    with EnvironmentContext(config, script, fn=steps, destination_rev=to) as environment:
         environment.configure(connection=connection)
         environment.run_migrations()

@@ -84,8 +84,13 @@ class Admission:
         file_name: str | None = None,
         content_type: str | None = None,
         sha256: str | None = None,
+        fresh: bool = False,
     ) -> Decision:
-        """Decide on one ask. "Yes" is durable when this returns."""
+        """Decide on one ask. "Yes" is durable when this returns.
+
+        A live request for the same video is changed by this ask, or, when a ``fresh`` one is
+        wanted, left and returned as it is.
+        """
         ask = Ask(
             request_id=self._new_id(),
             peer=peer,
@@ -99,7 +104,7 @@ class Admission:
             content_type=content_type,
             sha256=sha256,
         )
-        return await self._admit(ask)
+        return await self._admit(ask, fresh=fresh)
 
     async def ask_direct(self, ask: Ask) -> Decision:
         """Decide on what `direct_ask` made: its client is there, and nobody is called back."""
@@ -136,7 +141,9 @@ class Admission:
             concat=concat,
         )
 
-    async def _admit(self, ask: Ask, expires_at: float | None = None) -> Decision:
+    async def _admit(
+        self, ask: Ask, expires_at: float | None = None, *, fresh: bool = False
+    ) -> Decision:
         size = ask.size
         draining = self.draining
         left = 0
@@ -155,6 +162,7 @@ class Admission:
             now=ask.created_at,
             max_pending=self._settings.max_pending,
             expires_at=expires_at,
+            fresh=fresh,
         )
         decision = self._decide(ask, request, found, left)
         self._log.info(

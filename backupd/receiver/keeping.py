@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
@@ -17,7 +18,7 @@ from backupd.errors import (
     Over,
     StorageFailed,
 )
-from backupd.interfaces import ILedger, IStorage, OffThread, Upload
+from backupd.interfaces import ILedger, IStorage, IStored, OffThread, Upload
 from backupd.receiver.intake import Intake
 from backupd.requests import (
     Backup,
@@ -41,7 +42,7 @@ from backupd.settings import Settings
 from backupd.storage.names import file_name
 from backupd.waiting import KeyedLocks
 
-__all__ = ["Keeper", "Progress"]
+__all__ = ["Keeper", "Pace", "Progress"]
 
 READ = 4 * 1024 * 1024
 """Bytes that a verification reads at a time."""
@@ -49,10 +50,17 @@ READ = 4 * 1024 * 1024
 
 @dataclass(slots=True)
 class Progress:
-    """How far a verification has come, in bytes."""
+    """How far a verification has come, in bytes; ``hurried`` once somebody waits for it."""
 
     read: int
     size: int
+    hurried: bool = False
+
+
+class Pace(Protocol):
+    """Called after every piece that was read; returns when the next may be. May raise."""
+
+    async def __call__(self, progress: Progress, count: int) -> None: ...
 
 
 class Keeper:
@@ -80,6 +88,7 @@ class Keeper:
         self._new_id = new_id
         self._places = KeyedLocks()
         self.verifying: dict[str, Progress] = {}
+        self.bytes_verified = 0
 
     # -- complete-backup --------------------------------------------------------------------------
 
@@ -295,14 +304,24 @@ class Keeper:
 
     # -- what is kept -----------------------------------------------------------------------------
 
-    async def verify(self, backup_id: str) -> Backup:
-        """Read every byte again; the backup with its new ``verified_at`` or ``problem``."""
+    async def verify(self, backup_id: str, pace: Pace | None = None) -> Backup:
+        """Read every byte again; the backup with its new ``verified_at`` or ``problem``.
+
+        One that is being read already is not read twice: it is told as it stands, and what is
+        left of it is read as fast as can be, unless this one has a ``pace`` too.
+        """
         backup = await self._ledger.backup(backup_id)
-        if backup_id in self.verifying:
+        under_way = self.verifying.get(backup_id)
+        if under_way is not None:
+            under_way.hurried |= pace is None
             return backup
-        progress = self.verifying[backup_id] = Progress(0, backup.size)
+        progress = self.verifying[backup_id] = Progress(0, backup.size, hurried=pace is None)
         try:
-            problem = await self._check(backup, progress)
+            problem = await self._check(backup, progress, pace)
+            if problem is not None:
+                # A bit that turned over in memory on its way here is no damage on the disk.
+                progress.read = 0
+                problem = await self._check(backup, progress, pace)
         finally:
             del self.verifying[backup_id]
         async with self._places.hold(backup_id):
@@ -311,15 +330,11 @@ class Keeper:
     async def _record(self, backup_id: str, problem: str | None) -> Backup:
         """Note on the list and beside the file what a verification found."""
         now = self._clock.seconds()
-        current = await self._ledger.backup(backup_id)
-        checked = replace(current, problem=problem, verified_at=current.verified_at)
-        if problem is None:
-            checked = replace(checked, verified_at=now)
-        else:
+        checked = await self._ledger.verified(backup_id, problem=problem, now=now)
+        if problem is not None:
             self._log.error(
                 "backup {backup_id} is damaged: {problem}", backup_id=backup_id, problem=problem
             )
-        await self._ledger.put_backup(checked)
         try:
             await self._off(self._storage.describe, checked)
         except (NoRoom, StorageFailed) as error:
@@ -331,11 +346,18 @@ class Keeper:
             )
         return checked
 
-    async def _check(self, backup: Backup, progress: Progress) -> str | None:
+    async def _check(self, backup: Backup, progress: Progress, pace: Pace | None) -> str | None:
         """What is wrong with the stored bytes, None when nothing is."""
         hasher = hashlib.sha256()
+
+        def begin() -> IStored:
+            opened: IStored = self._storage.open(backup)
+            # What the memory still has of it says nothing about the disk.
+            opened.forget(0, 0)
+            return opened
+
         try:
-            stored_bytes = await self._off(self._storage.open, backup)
+            stored_bytes = await self._off(begin)
         except StorageFailed as error:
             return str(error)
 
@@ -347,6 +369,9 @@ class Keeper:
         try:
             while count := await self._off(read_on):
                 progress.read += count
+                self.bytes_verified += count
+                if pace is not None:
+                    await pace(progress, count)
         except StorageFailed as error:
             return str(error)
         finally:
@@ -360,13 +385,39 @@ class Keeper:
     async def delete(self, backup_id: str) -> Backup:
         """Delete a kept backup: first its files, so that nothing unlisted is left behind."""
         async with self._places.hold(backup_id):
-            backup = await self._ledger.backup(backup_id)
-            await self._off(self._storage.remove, backup)
-            await self._ledger.drop_backup(backup_id)
+            return await self._delete(await self._ledger.backup(backup_id))
+
+    async def _delete(self, backup: Backup) -> Backup:
+        await self._off(self._storage.remove, backup)
+        await self._ledger.drop_backup(backup.backup_id)
         self._log.info(
-            "backup {backup_id} deleted: {folder}", backup_id=backup_id, folder=backup.folder
+            "backup {backup_id} deleted: {folder}",
+            backup_id=backup.backup_id,
+            folder=backup.folder,
         )
         return backup
+
+    async def superseded(self, backup_id: str) -> bool:
+        """Delete a damaged backup if another copy of its bytes is whole; whether it was.
+
+        The other copy cannot be deleted meanwhile, nor this one be found to be well again.
+        """
+        damaged = await self._ledger.backup(backup_id)
+        copy = await self._ledger.copy_of(damaged)
+        if copy is None:
+            return False
+        async with self._places.hold(copy.backup_id), self._places.hold(backup_id):
+            damaged = await self._ledger.backup(backup_id)
+            copy = await self._ledger.backup(copy.backup_id)
+            if damaged.problem is None or copy.problem is not None:
+                return False
+            self._log.info(
+                "backup {backup_id}, which is damaged, gives way to {copy_id}",
+                backup_id=backup_id,
+                copy_id=copy.backup_id,
+            )
+            await self._delete(damaged)
+        return True
 
 
 def _by(request: BackupRequest, upload: Upload) -> BackupRequest:

@@ -1,23 +1,33 @@
-"""The receiver's notice, "it is your turn": whose it is, and whether to believe it."""
+"""The receiver's notice, "it is your turn": whose it is, and whether to believe it.
+
+A notice with a new link for a video that is stored already says that the receiver's copy is
+damaged: it is sent again, if the file is still the one that was sent.
+"""
 
 from __future__ import annotations
 
+import errno
 import hmac
 from collections.abc import Callable
 from dataclasses import replace
 
 from twisted.internet.interfaces import IReactorTime
 
-from backupd.errors import Ambiguous, Forbidden, Invalid, NoSuchEntry, Over
-from backupd.interfaces import Entry, ILedger
+from backupd.errors import Ambiguous, Busy, Forbidden, Invalid, NoSuchEntry, Over
+from backupd.interfaces import Entry, IFileSystem, ILedger, OffThread
+from backupd.peer.open_file import FileGone
 from backupd.peer.origins import check_link, origin_of, same_origin
 from backupd.requests import VideoId, same_video
-from backupd.sender.steps import ASKED, moved
+from backupd.sender.catalogue import examine
+from backupd.sender.steps import ASKED, STORED, moved, sent_again
 
 __all__ = ["anybody", "take_notice"]
 
 UPLOAD = "linkForServerBtoSendBackupToSeverA"
 COMPLETE = "linkForServerBtoCompleteBackupToSeverA"
+
+UNREADABLE = 300.0
+"""Seconds until the receiver is to call again when the file cannot be looked at."""
 
 
 def anybody(to: str) -> None:
@@ -27,6 +37,9 @@ def anybody(to: str) -> None:
 async def take_notice(
     ledger: ILedger,
     clock: IReactorTime,
+    off: OffThread,
+    fs: IFileSystem,
+    again_for: float,
     capability: str | None,
     video: VideoId,
     upload_link: str,
@@ -36,9 +49,10 @@ async def take_notice(
     """Make the entry that is meant READY, durably; a repeat changes nothing.
 
     ``authentic`` raises `Forbidden` unless the notice is of the server that it is given.
-    Raises `Invalid` for malformed links, `NoSuchEntry` when nothing was asked, `Ambiguous`
-    when the bare path could mean several entries, `Forbidden` when the links lead anywhere but
-    to the origin that was asked, `Over` when the entry was cancelled or has failed.
+    One that is sent again is tried for ``again_for`` seconds. Raises `Invalid` for malformed
+    links, `NoSuchEntry` when nothing was asked, `Ambiguous` when the bare path could mean several
+    entries, `Forbidden` when the links lead anywhere but to the origin that was asked, `Over` when
+    the entry was cancelled or has failed, or is to be sent again and its file has changed.
     """
     check_link(UPLOAD, upload_link)
     check_link(COMPLETE, complete_link)
@@ -56,15 +70,13 @@ async def take_notice(
     for link in (upload_link, complete_link):
         if not same_origin(link, entry.to):
             await _refuse(ledger, entry, link)
-    step = moved(
-        "READY",
-        leaving=ASKED,
-        now=clock.seconds(),
-        upload_link=upload_link,
-        complete_link=complete_link,
-        attempts=0,
-        last_error=None,
-    )
+    now = clock.seconds()
+    links = {"upload_link": upload_link, "complete_link": complete_link}
+    if entry.state in STORED and entry.upload_link != upload_link:
+        await _same_file(entry, off, fs)
+        step = sent_again(entry, now=now, deadline=now + again_for, **links)
+    else:
+        step = moved("READY", leaving=ASKED, now=now, attempts=0, last_error=None, **links)
     entry = await ledger.change_entry(entry.entry_id, step)
     if entry.state in ("CANCELLED", "FAILED"):
         raise Over(f"This video is not sent any more: the entry is {entry.state}.")
@@ -78,6 +90,21 @@ async def _only_one(ledger: ILedger, video: VideoId) -> Entry:
     if len(found) > 1:
         raise Ambiguous(f"Video {video} goes to several servers; use the link that each was given.")
     return found[0]
+
+
+async def _same_file(entry: Entry, off: OffThread, fs: IFileSystem) -> None:
+    """Raises `Over` unless the file is the one that was sent, `Busy` while nobody can tell."""
+    try:
+        found = await off(examine, entry.path, fs)
+    except FileGone as error:
+        raise Over(f"The video cannot be sent again: {error}") from error
+    except OSError as error:
+        if error.errno == errno.ENODATA:
+            raise Over(f"The video cannot be sent again: {entry.path} is empty.") from error
+        why = f"{entry.path} cannot be read at the moment: {error.strerror}."
+        raise Busy(why, UNREADABLE) from error
+    if found != (entry.size, entry.modified_ns):
+        raise Over(f"The video cannot be sent again: {entry.path} has changed since.")
 
 
 async def _refuse(ledger: ILedger, entry: Entry, link: str) -> None:

@@ -182,7 +182,16 @@ class Outbox:
     ) -> Entry:
         """The receiver says that it is our turn. Raises what `notices.take_notice` raises."""
         entry = await take_notice(
-            self._ledger, self._clock, capability, video, upload_link, complete_link, authentic
+            self._ledger,
+            self._clock,
+            self._off,
+            self._fs,
+            self._settings.send_deadline,
+            capability,
+            video,
+            upload_link,
+            complete_link,
+            authentic,
         )
         self._log.info(
             "entry {entry_id} (request {request_id}): {to} says that it is our turn",

@@ -1,8 +1,9 @@
 """The life of an outbox entry: pure steps from one state to the next.
 
 ASKING -> WAITING -> READY -> SENT -> VERIFIED or UNVERIFIED; FAILED and CANCELLED from anywhere
-before that. Notices, carriers and the operator change one entry at the same time, so every step
-names the states that it leaves, and changes nothing in any other.
+before that. A receiver whose copy is damaged brings a stored one back to READY. Notices, carriers
+and the operator change one entry at the same time, so every step names the states that it leaves,
+and changes nothing in any other.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from typing import Any
 
 from backupd.interfaces import Entry
 
-__all__ = ["ASKED", "GOING", "OVER", "again", "moved", "said_yes"]
+__all__ = ["ASKED", "GOING", "OVER", "STORED", "again", "moved", "said_yes", "sent_again"]
 
 ASKED = frozenset({"ASKING", "WAITING"})
 GOING = frozenset({"ASKING", "WAITING", "READY", "SENT"})
+STORED = frozenset({"VERIFIED", "UNVERIFIED"})
 OVER = frozenset({"VERIFIED", "UNVERIFIED", "FAILED", "CANCELLED"})
 
 Step = Callable[[Entry], Entry]
@@ -49,6 +51,25 @@ def said_yes(*, request_id: str | None, status_url: str | None, due_at: float, n
         return waiting(replace(entry, request_id=request_id, status_url=status_url))
 
     return step
+
+
+def sent_again(entry: Entry, *, now: float, deadline: float, **links: str) -> Step:
+    """READY once more, with new links, unless another notice was first."""
+    ready = moved(
+        "READY",
+        leaving=STORED,
+        now=now,
+        deadline=deadline,
+        attempts=0,
+        last_error=None,
+        request_id=None,
+        status_url=None,
+        backup_id=None,
+        content_url=None,
+        uploads=None,
+        **links,
+    )
+    return lambda current: ready(current) if current.upload_link == entry.upload_link else current
 
 
 def again(entry: Entry, *, why: str, due_at: float) -> Step:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import Lock
 
 from zope.interface import implementer
@@ -205,6 +205,11 @@ class DiskStored(_OpenFile):
         fd = self._open_fd()
         with doing(f"look at the {self._what}"):
             return int(self._fs.fstat(fd).st_size)
+
+    def forget(self, offset: int, length: int) -> None:
+        fd = self._open_fd()
+        with suppress(OSError):
+            self._fs.posix_fadvise(fd, offset, length, os.POSIX_FADV_DONTNEED)
 
     def read(self, offset: int, length: int) -> bytes:
         window = self.window(offset, length, length)

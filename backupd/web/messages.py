@@ -36,6 +36,7 @@ __all__ = [
     "RequestList",
     "RequestView",
     "Said",
+    "ScrubView",
     "Send",
     "Start",
     "Started",
@@ -268,6 +269,26 @@ class Readiness(_Message):
     available_bytes: int
     pending: int
     in_progress: int
+
+
+class ScrubView(_Message):
+    """How well everything that is kept is, and how the reading of it goes.
+
+    ``state`` is ``off``, ``resting`` or ``reading``. Rates are bytes a second; ``neededRate``
+    would keep the period, and ``takesSeconds`` is in what time everything is read at ``rate``.
+    ``verifiedBytes`` were read since the start.
+    """
+
+    state: str
+    damaged: int
+    oldest_verified_at: str | None
+    verified_bytes: int
+    period_seconds: float | None = None
+    takes_seconds: float | None = None
+    keeps_period: bool = True
+    rate: int | None = None
+    needed_rate: int | None = None
+    next_at: str | None = None
 
 
 class DamagedView(_Message):

@@ -54,6 +54,20 @@ class Metrics:
             "The longest turn of the reactor since this was last collected",
             registry=registry,
         )
+        self._damaged = Gauge(
+            "backupd_backups_damaged", "Kept backups that have a problem", registry=registry
+        )
+        self._oldest = Gauge(
+            "backupd_oldest_verification_age_seconds",
+            "Since the whole backup that was verified longest ago was verified",
+            registry=registry,
+        )
+        self._verified = Counter(
+            "backupd_verified_bytes",
+            "Bytes of kept backups that were read again, by the scrub or an operator",
+            registry=registry,
+        )
+        self._verified_before = 0
         self._answers = Histogram(
             "backupd_http_request_seconds",
             "From the headers of a request to its answer",
@@ -91,6 +105,13 @@ class Metrics:
         self._uploads.set(len(service.intake.transfers))
         self._released.inc(service.intake.released - self._told)
         self._told = service.intake.released
+        condition, now = await service.ledger.condition(), service.reactor.seconds()
+        oldest = now if condition.verified_at is None else condition.verified_at
+        self._damaged.set(condition.damaged)
+        self._oldest.set(max(0.0, now - oldest))
+        verified = service.keeper.bytes_verified
+        self._verified.inc(verified - self._verified_before)
+        self._verified_before = verified
         return generate_latest(self.registry)
 
 

@@ -21,7 +21,7 @@ from backupd.web.endpoint import (
     peer_argument,
     state_argument,
 )
-from backupd.web.views import backup_view, entry_view, request_view, seen_backup
+from backupd.web.views import backup_view, entry_view, request_view, scrub_view, seen_backup
 
 __all__ = ["routes"]
 
@@ -184,6 +184,16 @@ def _backups(api: Api) -> None:
         backup = await service.ledger.backup(backup_id)
         go_on(_verify(service, backup_id))
         return Answer(backup_view(service, backup), 202)
+
+    @api.endpoint(
+        "GET",
+        "/api/v1/scrub",
+        says="Whether all that is kept is well, and how the reading of it goes.",
+        gives=messages.ScrubView,
+        who=Who.ANYONE,
+    )
+    async def scrub(call: Call) -> Answer:
+        return Answer(await scrub_view(service))
 
     @api.endpoint(
         "POST",

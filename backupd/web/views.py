@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from msgspec import UNSET
 
 from backupd.errors import NoSuchBackup
@@ -22,9 +24,9 @@ from backupd.requests import (
 )
 from backupd.service import BackupService
 from backupd.trust.caller import Caller
-from backupd.web.messages import BackupView, EntryView, RequestView, timestamp
+from backupd.web.messages import BackupView, EntryView, RequestView, ScrubView, timestamp
 
-__all__ = ["backup_view", "entry_view", "request_view", "seen_backup"]
+__all__ = ["backup_view", "entry_view", "request_view", "scrub_view", "seen_backup"]
 
 
 async def seen_backup(service: BackupService, caller: Caller, backup_id: str) -> Backup:
@@ -54,6 +56,26 @@ def backup_view(service: BackupService, backup: Backup) -> BackupView:
             UNSET if checking is None else {"readBytes": checking.read, "size": checking.size}
         ),
     )
+
+
+async def scrub_view(service: BackupService) -> ScrubView:
+    """What is told of everything that is kept."""
+    condition, scrub = await service.ledger.condition(), service.scrub.state
+    view = ScrubView(
+        state="off",
+        damaged=condition.damaged,
+        oldest_verified_at=timestamp(condition.verified_at),
+        verified_bytes=service.keeper.bytes_verified,
+    )
+    if scrub is not None:
+        view.state = "reading" if scrub.reading else "resting"
+        view.period_seconds = scrub.period
+        view.takes_seconds = round(scrub.takes, 1)
+        view.keeps_period = scrub.needed <= scrub.rate
+        view.rate = scrub.rate
+        view.needed_rate = math.ceil(scrub.needed)
+        view.next_at = timestamp(scrub.next_at)
+    return view
 
 
 async def request_view(

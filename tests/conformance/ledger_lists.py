@@ -201,3 +201,6 @@ class ListTests(LedgerCase):
         assert result_of(self.ledger.purge(before=NOW, limit=10)) == 1
         left = result_of(self.ledger.entries(over=None, after=0, limit=9))
         assert [entry.entry_id for _, entry in left] == ["entry-2"]
+        # Nor by whom: each of them may find its copy damaged, and ask for it again.
+        result_of(self.ledger.enqueue(an_entry("3", **old, to="http://localhost:3001")))
+        assert result_of(self.ledger.purge(before=NOW, limit=10)) == 0

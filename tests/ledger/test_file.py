@@ -15,6 +15,7 @@ from twisted.internet.defer import Deferred
 from backupd.errors import LedgerFailed, LedgerTooNew
 from backupd.ledger.schema import metadata
 from backupd.ledger.sql import SqlLedger
+from backupd.ledger.upgrade import upgrade
 from backupd.requests import lapsed
 from backupd.settings import Settings
 from tests.conformance.ledger_case import cancel, refuse_offer, same
@@ -186,6 +187,61 @@ def test_schema(open_ledger: Open, tmp_path: Path) -> None:
     assert found == wanted
 
 
+def test_an_older_ledger_learns_the_way_back(open_ledger: Open, tmp_path: Path) -> None:
+    """From the requests that are not forgotten yet; what was known to be damaged is due."""
+    engine = create_engine(f"sqlite:///{tmp_path}/ledger.sqlite3")
+    with engine.begin() as connection:
+        upgrade(connection, "0001")
+        for table, values in (
+            ("requests", OLD_REQUEST),
+            ("backups", OLD_BACKUP | {"seq": 1, "backup_id": "a", "request_id": "r"}),
+            ("backups", OLD_BACKUP | {"seq": 2, "backup_id": "b", "request_id": "forgotten"}),
+        ):
+            names = ", ".join(values)
+            marks = ", ".join(f":{name}" for name in values)
+            statement = f"INSERT INTO {table} ({names}) VALUES ({marks})"  # noqa: S608
+            connection.execute(text(statement), values)
+    engine.dispose()
+    ledger = open_ledger()
+    (repair,) = result_of(ledger.repairs(now=NOW, limit=9))
+    assert (repair.backup.backup_id, repair.callback) == ("a", "http://b:1/ready")
+    assert repair.origin == "http://b:1"
+    unread = result_of(ledger.longest_unread(before=NOW + 1))
+    assert unread is not None
+    assert result_of(ledger.longest_unread(before=NOW)) is None
+
+
+OLD_REQUEST = {
+    "request_id": "r",
+    "peer": "p",
+    "origin": "http://b:1",
+    "video": "2",
+    "video_is_number": True,
+    "callback": "http://b:1/ready",
+    "size": 5,
+    "capability": "c",
+    "capability_hash": "h",
+    "created_at": NOW,
+    "state": "STORED",
+    "tries": 0,
+    "attempts": 0,
+    "accepted": True,
+    "allocated": 0,
+    "ended_at": NOW,
+}
+OLD_BACKUP = {
+    "peer": "p",
+    "video": "2",
+    "video_is_number": True,
+    "file_name": "2.mp4",
+    "size": 5,
+    "sha256": "ab" * 32,
+    "stored_at": NOW,
+    "verified_at": NOW,
+    "folder": "p/2/a",
+    "name": "2.mp4",
+    "problem": "rot",
+}
 DEFINITIONS = "SELECT sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL"
 
 

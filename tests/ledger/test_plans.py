@@ -14,15 +14,17 @@ from twisted.internet.defer import Deferred
 
 from backupd.ledger.sql import SqlLedger
 from backupd.requests import Pending
-from tests.conformance.ledger_case import cancel, refuse_offer, same
+from tests.conformance.ledger_case import cancel, refuse_offer, same, store
 from tests.conformance.samples import (
     NOW,
+    a_kept_backup,
     an_ask,
     an_entry,
     an_upload,
     plenty,
     to_offered,
     to_receiving,
+    to_storing,
 )
 from tests.ledger.offs import at_once
 from tests.outcomes import result_of
@@ -38,6 +40,7 @@ def ledger(tmp_path: Path) -> Iterator[SqlLedger]:
         ask = an_ask(str(number), peer=f"peer-{number % 3}")
         result_of(ledger.admit(ask, plenty, now=NOW, max_pending=100))
     result_of(ledger.change("request-29", cancel))
+    result_of(ledger.list_backup(a_kept_backup()))
     yield ledger
     result_of(ledger.close())
 
@@ -94,6 +97,16 @@ QUESTIONS: dict[str, Ask] = {
     "enqueue": lambda ledger: ledger.enqueue(an_entry()),
     "entries_due": lambda ledger: ledger.entries_due(now=NOW, limit=4, without=["entry-1"]),
     "entries_for": lambda ledger: ledger.entries_for("1", 2),
+    "longest_unread": lambda ledger: ledger.longest_unread(before=NOW),
+    "begin_reading": lambda ledger: ledger.begin_reading("backup-1", now=NOW),
+    "verified": lambda ledger: ledger.verified("backup-1", problem=None, now=NOW),
+    "damaged": lambda ledger: ledger.verified("backup-1", problem="rot", now=NOW),
+    "repairs": lambda ledger: ledger.repairs(now=NOW, limit=4),
+    "put_repair": lambda ledger: ledger.put_repair(
+        "backup-1", request_id=None, tries=1, due_at=NOW
+    ),
+    "copy_of": lambda ledger: ledger.copy_of(a_kept_backup()),
+    "drop_backup": lambda ledger: ledger.drop_backup("backup-1"),
     "entry_by_capability": lambda ledger: ledger.entry_by_capability("entry-capability-1"),
 }
 
@@ -117,6 +130,30 @@ def test_no_question_reads_every_row(ledger: SqlLedger, question: str) -> None:
     result_of(ledger.enqueue(an_entry()))
     scans = {plan for plan in plans(ledger, QUESTIONS[question]) if plan.startswith("SCAN")}
     assert scans <= HARMLESS | (BEYOND_PENDING if question == "in_progress" else set())
+
+
+def test_the_next_to_be_read_needs_no_sorting(ledger: SqlLedger) -> None:
+    (plan,) = plans(ledger, QUESTIONS["longest_unread"])
+    assert "USING INDEX backups_read" in plan
+
+
+def test_storing_looks_only_at_copies_of_the_same_video(ledger: SqlLedger) -> None:
+    result_of(ledger.change("request-1", lambda r: to_storing(r, "1"), put=an_upload()))
+    found = plans(ledger, lambda ledger: ledger.change("request-1", store))
+    assert not [plan for plan in found if plan.startswith("SCAN")]
+
+
+def test_the_condition_reads_only_what_is_damaged(ledger: SqlLedger) -> None:
+    """The damaged are counted in an index of their own; the oldest is the first of another."""
+    damaged, oldest = plans(ledger, lambda ledger: ledger.condition())
+    assert "backups_damaged" in damaged
+    assert "USING INDEX backups_well" in oldest
+
+
+def test_sums_are_read_from_an_index(ledger: SqlLedger) -> None:
+    """Not from a million rows with all their texts."""
+    (plan,) = plans(ledger, lambda ledger: ledger.kept())
+    assert "USING COVERING INDEX backups_read" in plan
 
 
 def test_due_requests_need_no_sorting(ledger: SqlLedger) -> None:

@@ -25,7 +25,9 @@ from backupd.receiver.intake import Intake
 from backupd.receiver.keeping import Keeper
 from backupd.receiver.queue import Queue
 from backupd.receiver.recovery import recover
+from backupd.receiver.repair import Repairs
 from backupd.receiver.resources import Described, Resources
+from backupd.receiver.scrub import Scrub
 from backupd.receiver.transfer import Outcome
 from backupd.requests import BackupRequest, Live, VideoId, state_name
 from backupd.settings import Settings
@@ -145,6 +147,16 @@ class World:
             keeper=self.keeper,
             clock=self.clock,
             settings=self.settings,
+        )
+        self.scrub = Scrub(
+            ledger=self.ledger, keeper=self.keeper, clock=self.clock, settings=self.settings
+        )
+        self.repairs = Repairs(
+            ledger=self.ledger,
+            admission=self.admission,
+            keeper=self.keeper,
+            clock=self.clock,
+            nudge=self.nudge,
         )
         self.ledger.watch(self.queue.observe)
 

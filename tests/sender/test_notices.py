@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import errno
+import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
 
 import pytest
+from twisted.internet.defer import Deferred, fail
 
-from backupd.errors import Ambiguous, Forbidden, Invalid, NoSuchEntry, Over
+from backupd.errors import Ambiguous, Busy, Forbidden, Invalid, NoSuchEntry, Over
+from backupd.interfaces import Entry
 from backupd.waiting import go_on
+from tests.ledger.offs import at_once
 from tests.outcomes import result_of
 from tests.sender.kit import COMPLETE, UPLOAD, Case, refused
 
 B = "http://localhost:3333"
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @pytest.fixture
@@ -94,7 +103,7 @@ def test_the_bare_path_works_while_one_entry_matches(case: Case) -> None:
 
 
 def test_a_repeat_is_taken_and_changes_nothing(case: Case) -> None:
-    """No second transfer, and no other links, in any state."""
+    """No second transfer, and no other links, as long as it is being sent."""
     entry = case.waiting()
     case.notice(entry)
     assert case.notice(entry, UPLOAD + "2", COMPLETE + "2").upload_link == UPLOAD
@@ -102,7 +111,7 @@ def test_a_repeat_is_taken_and_changes_nothing(case: Case) -> None:
     case.turn()
     assert case.notice(entry, UPLOAD + "2").state == "SENT"
     case.after(1)
-    assert case.notice(entry, UPLOAD + "2").state == "VERIFIED"
+    assert case.notice(entry).state == "VERIFIED"
     case.turn()
     assert case.receiver.times("send") == 1
     assert case.receiver.times("complete") == 2
@@ -120,3 +129,127 @@ def test_a_cancelled_or_failed_entry_is_over(case: Case) -> None:
     case.turn()
     with pytest.raises(Over, match="FAILED"):
         case.notice(failed)
+
+
+# -- the receiver's copy is damaged ----------------------------------------------------------------
+
+
+def stored(case: Case, **more: Any) -> Entry:
+    """An entry that the receiver has stored."""
+    entry = case.waiting(**more)
+    case.notice(entry)
+    case.turn()
+    assert case.state(entry) == "VERIFIED"
+    return case.entry(entry)
+
+
+def test_what_was_stored_is_sent_again_on_a_new_link(case: Case) -> None:
+    """From its beginning to its end, and the entry tells of the new backup then."""
+    entry = stored(case)
+    case.receiver.now(
+        "complete", lambda message: case.receiver.stored(message) | {"backupId": "b2"}
+    )
+    case.clock.advance(1000 * 86400)
+    ready = case.notice(entry, UPLOAD + "2", COMPLETE + "2")
+    assert (ready.state, ready.backup_id, ready.upload_link) == ("READY", None, UPLOAD + "2")
+    case.turn()
+    again = case.entry(entry)
+    assert (again.state, again.backup_id, again.sha256) == ("VERIFIED", "b2", entry.sha256)
+    assert case.receiver.times("send") == 2
+    assert case.receiver.body == b"video"
+    assert case.receiver.heard[-1][:2] == ("complete", COMPLETE + "2")
+
+
+def test_a_repeat_of_that_sends_nothing_either(case: Case) -> None:
+    """Neither while it is sent, nor once it is stored."""
+    entry = stored(case)
+    for _ in range(2):
+        case.notice(entry, UPLOAD + "2", COMPLETE + "2")
+    case.turn()
+    assert case.notice(entry, UPLOAD + "2", COMPLETE + "2").state == "VERIFIED"
+    case.turn()
+    assert case.receiver.times("send") == 2
+
+
+def test_what_nobody_verified_is_sent_again_too(case: Case) -> None:
+    case.receiver.now("complete", {"success": True})
+    entry = case.waiting()
+    case.notice(entry)
+    case.turn()
+    assert case.state(entry) == "UNVERIFIED"
+    assert case.notice(entry, UPLOAD + "2").state == "READY"
+
+
+@pytest.mark.parametrize(
+    ("upload", "complete"),
+    [("http://localhost:3001/up", COMPLETE), (UPLOAD + "2", "http://localhost:3001/complete")],
+)
+def test_nobody_else_can_have_it_sent_again(case: Case, upload: str, complete: str) -> None:
+    """Not by links that lead elsewhere, nor with another video's name, nor on the bare path."""
+    entry = stored(case)
+    with pytest.raises(Forbidden):
+        case.notice(entry, upload, complete)
+    with pytest.raises(Invalid, match="videoId"):
+        result_of(go_on(case.outbox.notice(entry.capability, 3, UPLOAD + "2", COMPLETE)))
+    with pytest.raises(NoSuchEntry):
+        bare(case, entry.video, UPLOAD + "2")
+    case.turn()
+    assert case.entry(entry) == entry
+    assert case.receiver.times("send") == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda path: path.unlink(),
+        lambda path: path.write_bytes(b"other"),
+        lambda path: path.write_bytes(b"longer than it was"),
+        lambda path: path.write_bytes(b""),
+        lambda path: (path.unlink(), path.mkdir()),
+    ],
+    ids=["gone", "changed", "longer", "empty", "a folder"],
+)
+def test_a_file_that_is_not_the_same_is_not_sent(
+    case: Case, change: Callable[[Path], object]
+) -> None:
+    """The web answers 410, the receiver asks no more, and the entry tells what was stored."""
+    entry = stored(case)
+    file = Path(entry.path)
+    change(file)
+    if file.is_file():
+        os.utime(file, ns=(0, entry.modified_ns + 1))
+    with pytest.raises(Over, match="cannot be sent again"):
+        case.notice(entry, UPLOAD + "2")
+    case.turn()
+    assert case.entry(entry) == entry
+
+
+def test_a_file_that_cannot_be_looked_at_is_asked_for_later(tmp_path: Path) -> None:
+    """A disk that is away at the moment is no reason to say that there is none."""
+
+    def away(f: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
+        if gone:
+            return fail(OSError(errno.EIO, "Input/output error"))
+        return at_once(f, *args, **kwargs)
+
+    gone = False
+    case = Case(tmp_path, off=away)
+    entry = stored(case)
+    gone = True
+    with pytest.raises(Busy, match="Input/output error") as caught:
+        case.notice(entry, UPLOAD + "2")
+    assert caught.value.retry_after >= 60
+    assert case.entry(entry) == entry
+
+
+def test_a_link_that_is_dead_by_then_is_asked_for_anew(case: Case) -> None:
+    """What was begun again is brought to an end like anything else."""
+    entry = stored(case)
+    case.receiver.now("standing", refused(410))
+    case.notice(entry, UPLOAD + "2")
+    case.turn()
+    assert case.state(entry) == "ASKING"
+    case.receiver.now("standing", None)
+    case.until(entry, "WAITING")
+    case.notice(entry, UPLOAD + "3")
+    case.until(entry, "VERIFIED")

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 
 from backupd.errors import (
     LedgerFailed,
-    NoSuchBackup,
     NoSuchEntry,
     NoSuchRequest,
     UploadHeld,
@@ -35,6 +34,7 @@ from backupd.requests import (
     same_video,
     video_key,
 )
+from tests.simulation.kept_books import KeptBooks
 
 __all__ = ["OVER", "Books", "Row"]
 
@@ -66,10 +66,11 @@ class _Lane:
     gives_up_at: float | None = None
 
 
-class Books:
+class Books(KeptBooks):
     """Everything that has been committed. ``changed`` gathers what watchers are to be told."""
 
     def __init__(self, footprint: int) -> None:
+        super().__init__(self._number)
         self.footprint = footprint
         self.changed: list[BackupRequest] = []
         self._seq = 0
@@ -80,7 +81,6 @@ class Books:
         self.lanes: dict[tuple[str, str], _Lane] = {}
         self.uploads: dict[str, tuple[int, Upload]] = {}
         self._tokens: dict[str, str] = {}
-        self.backups: dict[str, tuple[int, Backup]] = {}
         self.entries: dict[str, tuple[int, Entry]] = {}
         self.going: dict[str, None] = {}
 
@@ -93,7 +93,8 @@ class Books:
     ) -> None:
         """Have what another ledger has."""
         self.uploads = {one.upload_id: (number, one) for number, one in enumerate(uploads)}
-        self.backups = {one.backup_id: (number, one) for number, one in backups}
+        for number, one in backups:
+            self.put_backup(one, number)
         self.entries = {one.entry_id: (number, one) for number, one in entries}
         self.going = {one.entry_id: None for _, one in entries if one.state not in OVER}
         for seq, request in requests:
@@ -150,10 +151,13 @@ class Books:
         now: float,
         max_pending: int,
         expires_at: float | None,
+        fresh: bool,
     ) -> tuple[Live | None, Room]:
         totals, row = self.totals(), self._same(ask)
         if row is not None:
             old = row.request
+            if fresh:
+                return live(old, "asked for"), room(totals.promised, 0)
             new = asked_again(old, ask=ask, now=now)
             owed = max(0, old.ask.size - row.allocated)
             growth = max(0, new.ask.size - row.allocated) - owed
@@ -259,6 +263,7 @@ class Books:
                 del self.uploads[one.upload_id]
         if isinstance(old, Storing) and isinstance(new, Stored):
             self.put_backup(old.backup)
+            self.came_from(old.backup, old.ask)
         self._move_in_line(old, new, asked)
         if new != old:
             self.changed.append(new)
@@ -437,38 +442,6 @@ class Books:
                 found.append(one)
         return found[:limit]
 
-    # -- what is kept -----------------------------------------------------------------------------
-
-    def backup(self, backup_id: str) -> Backup:
-        if backup_id not in self.backups:
-            raise NoSuchBackup(f"There is no backup {backup_id}.")
-        return self.backups[backup_id][1]
-
-    def backup_page(
-        self, peer: str | None, video: VideoId | None, after: int, limit: int
-    ) -> list[tuple[int, Backup]]:
-        found = [
-            (number, one)
-            for number, one in self.backups.values()
-            if number > after
-            and peer in (None, one.peer)
-            and (video is None or same_video(video, one.video))
-        ]
-        return found[:limit]
-
-    def list_backup(self, backup: Backup) -> bool:
-        return backup.backup_id not in self.backups and self.put_backup(backup)
-
-    def put_backup(self, backup: Backup) -> bool:
-        number, known = self.backups.get(backup.backup_id, (0, None))
-        self.backups[backup.backup_id] = number or self._number(), backup
-        return known is None
-
-    def drop_backup(self, backup_id: str) -> Backup:
-        backup = self.backup(backup_id)
-        del self.backups[backup_id]
-        return backup
-
     # -- the outbox -------------------------------------------------------------------------------
 
     def enqueue(self, new: Entry) -> Entry:
@@ -526,15 +499,16 @@ class Books:
         return due[:limit]
 
     def _purge_entries(self, before: float, limit: int) -> int:
-        newest: dict[str, int] = {}
+        newest: dict[tuple[str, str], int] = {}
         for number, one in self.entries.values():
-            newest[one.path] = max(number, newest.get(one.path, 0))
+            key = one.path, one.to
+            newest[key] = max(number, newest.get(key, 0))
         old = [
             one
             for number, one in self.entries.values()
             if one.state in OVER
             and one.changed_at < before
-            and not (one.state in ("VERIFIED", "UNVERIFIED") and newest[one.path] == number)
+            and not (one.state in ("VERIFIED", "UNVERIFIED") and newest[one.path, one.to] == number)
         ]
         old.sort(key=lambda one: one.changed_at)
         for one in old[:limit]:

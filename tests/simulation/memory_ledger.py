@@ -10,7 +10,17 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from backupd.errors import LedgerFailed
-from backupd.interfaces import Entry, ILedger, Line, OffThread, Room, Totals, Upload
+from backupd.interfaces import (
+    Condition,
+    Entry,
+    ILedger,
+    Line,
+    OffThread,
+    Repair,
+    Room,
+    Totals,
+    Upload,
+)
 from backupd.requests import Ask, Backup, BackupRequest, Live, Pending, VideoId
 from tests.simulation.books import Books
 
@@ -94,8 +104,9 @@ class MemoryLedger:
         now: float,
         max_pending: int,
         expires_at: float | None = None,
+        fresh: bool = False,
     ) -> Deferred[tuple[Live | None, Room]]:
-        return self._write(lambda b: b.admit(ask, room, now, max_pending, expires_at))
+        return self._write(lambda b: b.admit(ask, room, now, max_pending, expires_at, fresh))
 
     def join(self, ask: Ask, final: Upload, *, now: float, expires_at: float) -> Deferred[Live]:
         return self._write(lambda b: b.join(ask, final, now, expires_at))
@@ -181,6 +192,34 @@ class MemoryLedger:
 
     def drop_backup(self, backup_id: str) -> Deferred[Backup]:
         return self._write(lambda b: b.drop_backup(backup_id))
+
+    def copy_of(self, backup: Backup) -> Deferred[Backup | None]:
+        return self._read(lambda b: b.copy_of(backup))
+
+    # -- whether it is still right ----------------------------------------------------------------
+
+    def longest_unread(self, *, before: float) -> Deferred[Backup | None]:
+        return self._read(lambda b: b.longest_unread(before))
+
+    def begin_reading(self, backup_id: str, *, now: float) -> Deferred[None]:
+        return self._write(lambda b: b.begin_reading(backup_id, now))
+
+    def verified(self, backup_id: str, *, problem: str | None, now: float) -> Deferred[Backup]:
+        return self._write(lambda b: b.verified(backup_id, problem, now))
+
+    def kept(self) -> Deferred[tuple[int, int]]:
+        return self._read(lambda b: b.kept())
+
+    def condition(self) -> Deferred[Condition]:
+        return self._read(lambda b: b.condition())
+
+    def repairs(self, *, now: float, limit: int) -> Deferred[list[Repair]]:
+        return self._read(lambda b: b.repairs(now, limit))
+
+    def put_repair(
+        self, backup_id: str, *, request_id: str | None, tries: int, due_at: float | None
+    ) -> Deferred[None]:
+        return self._write(lambda b: b.put_repair(backup_id, request_id, tries, due_at))
 
     # -- the outbox -------------------------------------------------------------------------------
 
