@@ -237,9 +237,10 @@ class PaceTests(ScrubCase):
                 asked.append("look")
                 return SYSTEM.fstat(fd)
 
+        self.keep(1, size=150 * KIB)
+        self.clock.advance(FRESH * PERIOD + 1)
         set_attribute(self, self.world.storage, "_fs", Watched())
-        _, reading = self.reading(150 * KIB)
-        self.took(reading)
+        self.took(self.tick())
         assert "look" in asked
         assert asked[0] == "forget 0 0"
 
