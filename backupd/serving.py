@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from OpenSSL import SSL
-from OpenSSL.crypto import X509, PKey
+from OpenSSL.crypto import X509
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.defer import maybeDeferred
 from twisted.internet.endpoints import TCP4ServerEndpoint, serverFromString
@@ -80,21 +80,19 @@ class ServerTls:
         first, *others = self._certificates(self._certificate)
         if self._chain:
             others += self._certificates(self._chain)
-        options: dict[str, Any] = {}
-        if self._clients:
-            options = {"verify": True, "requireCertificate": True}
-            options["caCerts"] = [
-                X509.from_cryptography(one) for one in self._certificates(self._clients)
-            ]
         try:
             key = load_pem_private_key(_content(self._key), None)
-            context = CertificateOptions(
-                privateKey=PKey.from_cryptography_key(key),  # type: ignore[arg-type]
-                certificate=X509.from_cryptography(first),
-                extraCertChain=[X509.from_cryptography(one) for one in others],
-                raiseMinimumTo=TLSVersion.TLSv1_2,
-                **options,
-            ).getContext()
+            options: dict[str, Any] = {
+                "privateKey": key,
+                "certificate": first,
+                "extraCertChain": others,
+                "raiseMinimumTo": TLSVersion.TLSv1_2,
+            }
+            if self._clients:
+                authorities = self._certificates(self._clients)
+                options |= {"verify": True, "requireCertificate": True}
+                options["caCerts"] = [X509.from_cryptography(one) for one in authorities]
+            context = CertificateOptions(**options).getContext()
             context.check_privatekey()
         except (ValueError, TypeError, SSL.Error) as error:
             why = f"is no private key that belongs to {self._certificate}"

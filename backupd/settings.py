@@ -62,6 +62,7 @@ class Settings:
     watch_to: str = ""
     max_sends: int = 4
     send_deadline: float = 7 * 86400.0
+    client_certificate: str = ""
     allowed_origins: tuple[str, ...] = ()
     trusted_proxies: tuple[str, ...] = ()
     log_format: str = "text"
@@ -244,6 +245,7 @@ _PARSERS: dict[str, Callable[[object], Any]] = {
     "watch_to": _url,
     "max_sends": _count,
     "send_deadline": parse_duration,
+    "client_certificate": _text,
     "allowed_origins": _texts,
     "trusted_proxies": _proxies,
     "log_format": _one_of("text", "json"),
@@ -273,6 +275,7 @@ KEYS: dict[str, str] = {
     "watch_to": "URL of the receiver that every new video in these folders is sent to",
     "max_sends": "videos that are sent at once",
     "send_deadline": "how long a video is tried before it is given up",
+    "client_certificate": "PEM file with the key and certificate shown to servers that ask for one",
     "allowed_origins": "web origins whose pages may write",
     "trusted_proxies": "proxies whose X-Forwarded-* headers are believed",
     "log_format": "text or json",

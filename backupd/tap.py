@@ -25,6 +25,7 @@ from backupd.peer.backoff import backoff
 from backupd.peer.client import make_client
 from backupd.peer.pairing import Pairing
 from backupd.peer.routes import CallbackRoutes, Offers, OwnRoutes
+from backupd.peer.tls import ClientTls, read_client_certificate
 from backupd.sender.outbox import Outbox
 from backupd.service import BackupService, Chance, Running
 from backupd.settings import KEYS, Settings, load
@@ -106,8 +107,10 @@ def join(
     Production hands in the real ones, the simulation its own; nothing else differs.
     """
     peers = Peers(peer_records or InMemory(), off, always=settings.access == "peers")
-    peer = make_client(reactor, OwnRoutes(peers))
-    callbacks = make_client(reactor, CallbackRoutes(peers))
+    shown = settings.client_certificate
+    tls = ClientTls(read_client_certificate(shown) if shown else None)
+    peer = make_client(reactor, OwnRoutes(peers), tls)
+    callbacks = make_client(reactor, CallbackRoutes(peers), tls)
 
     def outbox(links: Links, nudge: Callable[[], None]) -> Outbox:
         return Outbox(
@@ -145,7 +148,7 @@ def join(
         peers=peers,
         here=service,
         client=peer,
-        dial=lambda routes: make_client(reactor, routes),
+        dial=lambda routes: make_client(reactor, routes, tls),
         clock=reactor,
         new_token=chance.new_capability,
     )

@@ -13,6 +13,7 @@ from http.cookiejar import DefaultCookiePolicy
 from typing import Any, cast
 from urllib.parse import quote
 
+from OpenSSL import SSL
 from treq.client import HTTPClient
 from treq.cookies import IndexableCookieJar
 from twisted.internet import defer
@@ -254,6 +255,11 @@ def _failed(place: Place, error: BaseException) -> PeerFailed | CancelledError:
             why = f"{origin} did not answer within {TIMEOUT:.0f} s."
         case network.ConnectionDone() | network.ConnectionLost() | network.ConnectionAborted():
             why = f"{origin} closed the connection without an answer."
+        case SSL.Error():
+            why = (
+                f"{origin} does not prove that it is who was meant, or does not speak TLS 1.2 or "
+                "newer; no word was said to it."
+            )
         case network.ConnectError():
             why = f"{origin} could not be reached ({type(error).__name__})."
         case _:

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import hmac
+from dataclasses import dataclass, field
 from typing import Any
 
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from OpenSSL import SSL
 from OpenSSL.crypto import X509
 from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
-from twisted.internet.ssl import (
-    CertificateOptions,
-    PrivateCertificate,
-    TLSVersion,
-    optionsForClientTLS,
-)
+from twisted.internet.ssl import CertificateOptions, TLSVersion, optionsForClientTLS
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 from zope.interface import implementer
 
+from backupd.errors import SettingsError
 from backupd.peer.addresses import literal
 from backupd.trust.own_key import pin_of
 
-__all__ = ["ClientTls"]
+__all__ = ["ClientTls", "read_client_certificate"]
 
 
 @implementer(IOpenSSLClientConnectionCreator)
@@ -30,10 +29,10 @@ class _Pinned:
     Not even the handshake is finished with another.
     """
 
-    def __init__(self, host: str, pin: str, own: PrivateCertificate | None) -> None:
+    def __init__(self, host: str, pin: str, own: Shown | None) -> None:
         self._pin = pin
         self._name = host.encode("ascii") if literal(host) is None else None
-        self._context = _options(own).getContext()
+        self._context = CertificateOptions(**_options(own)).getContext()
         wanted = SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT
         self._context.set_verify(wanted, self._verify)
 
@@ -49,17 +48,36 @@ class _Pinned:
         return connection
 
 
-def _options(own: PrivateCertificate | None) -> CertificateOptions:
-    shown: dict[str, Any] = {}
-    if own is not None:
-        shown = {"privateKey": own.privateKey.original, "certificate": own.original}
-    return CertificateOptions(raiseMinimumTo=TLSVersion.TLSv1_2, **shown)
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What is shown to a server that asks who we are."""
+
+    key: object = field(repr=False)
+    certificate: x509.Certificate
+
+
+def _options(own: Shown | None) -> dict[str, Any]:
+    shown = {} if own is None else {"privateKey": own.key, "certificate": own.certificate}
+    return {"raiseMinimumTo": TLSVersion.TLSv1_2} | shown
+
+
+def read_client_certificate(path: str) -> Shown:
+    """Key and certificate in one PEM file; blocks. Raises `SettingsError`."""
+    try:
+        with open(path, "rb") as file:
+            pem = file.read(1024 * 1024)
+        return Shown(load_pem_private_key(pem, None), x509.load_pem_x509_certificate(pem))
+    except OSError as error:
+        raise SettingsError("client_certificate", f"cannot be read: {error.strerror}") from error
+    except (ValueError, TypeError) as error:
+        why = f"{path} does not hold a key and its certificate (PEM)"
+        raise SettingsError("client_certificate", why) from error
 
 
 class ClientTls:
     """What connections are encrypted with. ``own`` is shown to servers that ask for it."""
 
-    def __init__(self, own: PrivateCertificate | None = None) -> None:
+    def __init__(self, own: Shown | None = None) -> None:
         self._own = own
 
     def options(self, host: str, pin: str | None) -> IOpenSSLClientConnectionCreator:
@@ -68,8 +86,7 @@ class ClientTls:
         """
         if pin is not None:
             return _Pinned(host, pin, self._own)
-        least = {"raiseMinimumTo": TLSVersion.TLSv1_2}
         creator: IOpenSSLClientConnectionCreator = optionsForClientTLS(
-            host, clientCertificate=self._own, extraCertificateOptions=least
+            host, extraCertificateOptions=_options(self._own)
         )
         return creator

@@ -161,7 +161,8 @@ class Daemon:
         code = self.process.poll()
         assert code is None, f"{self.name} ended with {code}:\n{self.text()}"
         try:
-            return call("GET", f"{self.url}/readyz", timeout=5).status == 200
+            # 401: with peers, and so for those who show a token.
+            return call("GET", f"{self.url}/readyz", timeout=5).status in (200, 401)
         except OSError:
             return False
 

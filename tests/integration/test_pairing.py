@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import signal
+import socket
+import ssl
+import stat
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 
-from tests.integration.daemons import CLIP
+from backupd.trust.invitations import Invite, write_invite
+from backupd.trust.own_key import make_own_key, pin_of
+from tests.integration.contract import is_problem
+from tests.integration.daemons import BACKUPCTL, CLIP, Daemon, clean_environment, wait_until
 from tests.integration.pairs import Server, pair
 
 
@@ -33,3 +44,169 @@ def test_a_video_goes_there_and_back(servers: tuple[Server, Server], tmp_path: P
     back = tmp_path / "back.mp4"
     assert keeper.ctl("restore", backup["backupId"], "-o", back).code == 0
     assert back.read_bytes() == CLIP.read_bytes()
+
+
+def test_after_a_renewal_all_goes_on(servers: tuple[Server, Server]) -> None:
+    """From either side."""
+    keeper, owner = servers
+    before = records(keeper), records(owner)
+    for server, name in ((keeper, "owner"), (owner, "keeper")):
+        done = server.ctl("peer", "rotate", name)
+        assert done.code == 0, done.err
+    assert (records(keeper), records(owner)) != before
+    done = owner.ctl("send", CLIP, "--to", "keeper", "--video-id", "renewed", seconds=60)
+    assert done.code == 0, done.err + owner.text()
+
+
+def records(server: Server) -> list[str]:
+    return [path.read_text() for path in sorted((server.root / ".backupd/peers").glob("*.json"))]
+
+
+def secrets_of(server: Server) -> set[str]:
+    """Everything that only this server and its peers may know."""
+    found = {server.token}
+    for text in records(server):
+        record = json.loads(text)
+        found |= {record["token"], *record["signs"], *record["verifies"], *record["shows"]}
+    return {one for one in found if one}
+
+
+def test_nothing_secret_lies_about(servers: tuple[Server, Server]) -> None:
+    """Not in a log at its most talkative, not in what a peer shows, not in a command's words, and
+    on the disk only where nobody else can read it.
+    """
+    for server in servers:
+        secrets = secrets_of(server)
+        assert len(secrets) >= 5
+        told = server.text() + server.ctl("peer", "list", "--json").out
+        told += server.call("GET", "/metrics", operator=True).body.decode()
+        told += Path(f"/proc/{server.pid}/cmdline").read_text()
+        told += Path(f"/proc/{server.pid}/environ").read_text()
+        for secret in secrets:
+            assert secret not in told
+            assert secret.removeprefix("backupd_").removeprefix("whsec_") not in told
+        for path in (server.root / ".backupd").rglob("*"):
+            mode = stat.S_IMODE(path.stat().st_mode)
+            if path.is_file() and any(one.encode() in path.read_bytes() for one in secrets):
+                assert mode == 0o600, path
+
+
+def test_an_invitation_holds_once(servers: tuple[Server, Server]) -> None:
+    keeper, owner = servers
+    text = keeper.ctl("peer", "invite", "third", "--json").json["invitation"]
+    assert owner.ctl("peer", "join", text, "--name", "again").code == 1  # it is "keeper" already
+    keeper.ctl("peer", "revoke", "third")
+    done = owner.ctl("peer", "join", text, "--name", "keeper")
+    assert done.code == 1
+    assert "not known" in done.err
+
+
+def test_a_server_with_another_key_is_not_joined(
+    servers: tuple[Server, Server], tmp_path: Path
+) -> None:
+    """Somebody on the way, with a certificate in the right name: not even the secret is said."""
+    keeper, owner = servers
+    make_own_key(str(tmp_path), ["localhost"])
+    certificate = x509.load_pem_x509_certificate((tmp_path / "tls/certificate.pem").read_bytes())
+    invite = Invite(keeper.url, pin_of(certificate), "SECRET" * 6, 4e9)
+    heard = keeper.text().count("/enrol")
+    done = owner.ctl("peer", "join", write_invite(invite), "--name", "keeper")
+    assert done.code == 1
+    assert "does not prove" in done.err
+    assert keeper.text().count("/enrol") == heard
+    assert "SECRET" not in done.err + owner.text() + keeper.text()
+
+
+def test_the_string_does_not_stay_in_the_process_list(tmp_path: Path) -> None:
+    """Everybody on a machine can read the words of a command; only we its environment."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        text = write_invite(Invite("https://a.example", None, "s" * 32, 4e9))
+        command = [*BACKUPCTL, "--url", url, "--token", "t" * 43, "peer", "join", text]
+        with subprocess.Popen(
+            command, env=clean_environment(root=str(tmp_path)), stderr=subprocess.DEVNULL
+        ) as process:
+            try:
+                silent.settimeout(30)
+                connection, _ = silent.accept()  # now it waits for an answer
+                words = Path(f"/proc/{process.pid}/cmdline").read_bytes()
+                assert b"join" in words
+                assert text.encode() not in words
+                assert b"t" * 43 not in words
+                with connection:
+                    said = connection.recv(65536)
+                    while text.encode() not in said:
+                        more = connection.recv(65536)
+                        assert more, said
+                        said += more
+                    assert b"Bearer " + b"t" * 43 in said
+            finally:
+                process.kill()
+
+
+def test_the_certificate_is_read_again_on_sighup(servers: tuple[Server, Server]) -> None:
+    """Without a word lost: the daemon is the same process."""
+    keeper, _ = servers
+    folder = keeper.root / ".backupd" / "tls"
+    before, pid = shown(keeper), keeper.pid
+    kept = {path: path.read_bytes() for path in folder.iterdir()}
+    try:
+        for path in kept:
+            path.unlink()
+        make_own_key(str(keeper.root / ".backupd"), ["localhost"])
+        assert shown(keeper) == before
+        os.kill(pid, signal.SIGHUP)
+        wait_until(lambda: shown(keeper) != before, "the new certificate is served")
+        assert "the public key has changed" in keeper.text()
+    finally:
+        for path, data in kept.items():
+            path.write_bytes(data)
+        os.kill(pid, signal.SIGHUP)
+    wait_until(lambda: shown(keeper) == before, "the old certificate is served again")
+    assert keeper.pid == pid
+
+
+def shown(server: Server) -> str:
+    return ssl.get_server_certificate(("127.0.0.1", server.port))
+
+
+def test_a_revoked_peer_is_out(servers: tuple[Server, Server]) -> None:
+    keeper, owner = servers
+    token = json.loads(records(owner)[0])["token"]
+    assert keeper.call("GET", "/api/v1/peers/self", token=token).status == 200
+    assert keeper.ctl("peer", "revoke", "owner").code == 0
+    is_problem(keeper.call("GET", "/api/v1/peers/self", token=token), 401)
+    owner.ctl("send", CLIP, "--to", "keeper", "--video-id", "late", "--detach")
+    wait_until(lambda: "answered 401" in owner.ctl("queue", "--json").out, "the sender is told so")
+    one, other = pair(keeper, owner)
+    assert one == other
+    wait_until(
+        lambda: any(
+            one["videoId"] == "late" for one in keeper.ctl("list", "--json").json["backups"]
+        ),
+        "it goes on when it is let in again",
+    )
+
+
+def test_open_mode_is_for_this_machine(tmp_path: Path) -> None:
+    """Until a peer is invited; then nothing is open any more, at once."""
+    with Daemon(tmp_path) as daemon:
+        assert daemon.call("GET", "/api/v1/backups").status == 200
+        assert daemon.ctl("peer", "add", "b", "--may", "send").code == 0
+        is_problem(daemon.call("GET", "/api/v1/backups"), 401)
+        assert daemon.call("GET", "/healthz").status == 200
+        assert daemon.call("GET", "/api/v1/backups", operator=True).status == 200
+    beyond = {"listen": f"tcp:{daemon.port}:interface=0.0.0.0"}
+    daemon.settings |= beyond
+    daemon.start()
+    daemon.stop()
+    assert "can be reached from outside without TLS" in daemon.text()
+
+
+def test_a_record_that_others_can_read_stops_the_start(tmp_path: Path) -> None:
+    with Daemon(tmp_path) as daemon:
+        assert daemon.ctl("peer", "add", "b", "--may", "send").code == 0
+    record = daemon.root / ".backupd/peers/b.json"
+    record.chmod(0o644)
+    with pytest.raises(AssertionError, match="chmod 600"):
+        daemon.start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
 import threading
 from collections.abc import Callable
 from types import TracebackType
@@ -61,9 +62,13 @@ class Connection:
 class Plain:
     """Serves one connection after the other by ``serve``, until the block ends."""
 
-    def __init__(self, serve: Callable[[Connection], object]) -> None:
+    def __init__(
+        self, serve: Callable[[Connection], object], tls: ssl.SSLContext | None = None
+    ) -> None:
         self.lines: list[str] = []
         self._serve = serve
+        self._tls = tls
+        self._stopping = False
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listening.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
@@ -72,11 +77,24 @@ class Plain:
     def _run(self) -> None:
         while True:
             sock, _ = self._listening.accept()
-            with sock, contextlib.suppress(OSError), Connection(sock) as connection:
-                if connection.line == "STOP":
-                    return
+            if self._stopping:
+                sock.close()
+                return
+            # What is no TLS, or no text, is nothing to be served.
+            with (
+                sock,
+                contextlib.suppress(OSError, UnicodeDecodeError),
+                self._encrypted(sock) as safe,
+                Connection(safe) as connection,
+            ):
                 self.lines.append(connection.line)
                 self._serve(connection)
+
+    def _encrypted(self, sock: socket.socket) -> socket.socket:
+        if self._tls is None:
+            return sock
+        sock.settimeout(10)
+        return self._tls.wrap_socket(sock, server_side=True)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -88,7 +106,7 @@ class Plain:
         value: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        with socket.create_connection(self._listening.getsockname()) as last:
-            last.sendall(b"STOP\r\n\r\n")
+        self._stopping = True
+        with socket.create_connection(self._listening.getsockname()):
             self._thread.join()
         self._listening.close()
