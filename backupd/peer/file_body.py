@@ -24,7 +24,7 @@ SLICE = 128 * 1024
 """Bytes that go to the transport at a time at first: what it takes shows that the connection
 lives. A network that takes them at once gets more at a time, up to a whole block."""
 
-QUICK, SLOW = 0.5, 5.0
+QUICK, SLOW = 0.1, 5.0
 """Seconds for a slice, below and above which the next is larger or smaller."""
 
 

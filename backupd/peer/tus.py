@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,10 +24,9 @@ GONE = frozenset({403, 404, 410})
 
 @dataclass(frozen=True, slots=True)
 class Abilities:
-    """What a tus server offers, and the most bytes that it takes, if it says so."""
+    """What a tus server offers."""
 
     extensions: frozenset[str]
-    max_size: int | None = None
 
 
 class Tus:
@@ -43,8 +41,7 @@ class Tus:
         if "1.0.0" not in _words(answer, "tus-version"):
             return None
         extensions = frozenset(_words(answer, "tus-extension"))
-        found = Abilities(extensions, _number(answer, "tus-max-size"))
-        return found if "creation" in extensions else None
+        return Abilities(extensions) if "creation" in extensions else None
 
     async def create(
         self, link: str, length: int, metadata: Mapping[str, str], *, partial: bool = False
@@ -105,8 +102,3 @@ def _offset(url: str, body: Mapping[str, object]) -> int:
 
 def _words(answer: Answer, name: str) -> list[str]:
     return [word.strip() for word in answer.headers.get(name, "").split(",") if word.strip()]
-
-
-def _number(answer: Answer, name: str) -> int | None:
-    text = answer.headers.get(name, "")
-    return int(text) if re.fullmatch(r"[0-9]{1,19}", text, re.ASCII) else None

@@ -15,7 +15,9 @@ from backupd.peer.client import PeerClient
 from backupd.peer.file_body import FileBody
 from backupd.peer.open_file import FileDigest, FileState
 from backupd.peer.tus import GONE, Abilities, Tus
-from backupd.sender.places import Places, recorded
+from backupd.sender.lanes import LONG, Lanes
+from backupd.sender.parts import InParts, PartsGone
+from backupd.sender.places import Part, Places, recorded
 from backupd.waiting import go_on
 
 __all__ = ["ArrivedWrong", "Delivery"]
@@ -34,6 +36,15 @@ SMALL_PIECES = (64 * MIB, 16 * MIB, 4 * MIB, MIB)
 PASSING = frozenset({429, 500, 502, 503, 504})
 """The statuses that say nothing of what the receiver can do."""
 
+CANNOT = frozenset({400, 405, 501})
+"""The statuses that say that parts are not joined here, whatever OPTIONS said."""
+
+JOINING = (120.0, 50 * MIB)
+"""Seconds for the answer to joining: so many, and one more for each so many bytes."""
+
+WORTH = 16 * MIB
+"""Bytes of a file that more than one connection can be worth it for."""
+
 CONFLICTS = 3
 """How often in a row the receiver may name another offset than it told."""
 
@@ -51,6 +62,10 @@ class _Memory:
     abilities: Abilities | None = None
     piece: int = PIECES[0]
     limit: int = PIECES[1]
+    lanes: Lanes | None = None
+    round_trip: float = 0.0
+    joins: bool = True
+    """Whether the receiver can join parts; it has said so, and not refused it."""
 
 
 def next_piece(length: int, seconds: float) -> int:
@@ -119,6 +134,7 @@ class Delivery:
         if memory.link == link:
             return memory.abilities
         places = recorded(entry)
+        begun = self._clock.seconds()
         try:
             abilities = await self._tus.abilities(link)
         except PeerFailed as error:
@@ -129,6 +145,9 @@ class Delivery:
                 return None
             abilities = None
         memory.link, memory.abilities = link, abilities
+        # There and back for the connection, with TLS once more, and for the answer.
+        turns = 3 if link.startswith("https:") else 2
+        memory.round_trip = (self._clock.seconds() - begun) / turns
         return abilities
 
     # -- without tus ------------------------------------------------------------------------------
@@ -180,6 +199,9 @@ class Delivery:
 
     async def _by_tus(self, entry: Entry, memory: _Memory) -> None:
         places = recorded(entry)
+        if places.parts or (places.whole is None and _in_parts(entry, memory)):
+            await self._by_parts(entry, memory, places)
+            return
         url, offset = places.whole, 0
         if url is not None:
             try:
@@ -201,7 +223,7 @@ class Delivery:
         following = go_on(memory.digest.follow(offset))
         try:
             digest = None if catching_up else memory.digest
-            await self._send(entry, memory, url, offset, entry.size, digest)
+            await self._send(entry, memory, Part(0, entry.size, url), offset, digest)
         except BaseException:
             following.cancel()
             with suppress(Exception):
@@ -209,24 +231,65 @@ class Delivery:
             raise
         await following
 
+    async def _by_parts(self, entry: Entry, memory: _Memory, places: Places) -> None:
+        """Several uploads, and one of them joined in the end."""
+        memory.lanes = Lanes(memory.round_trip, memory.lanes.wanted if memory.lanes else 1)
+
+        async def send(part: Part, offset: int, progress: Callable[[int], None]) -> None:
+            await self._send(entry, memory, part, offset, None, progress)
+
+        def sent(to: int) -> None:
+            self.sent[entry.entry_id] = to
+
+        parts = InParts(
+            places,
+            tus=self._tus,
+            digest=memory.digest,
+            lanes=memory.lanes,
+            clock=self._clock,
+            send=send,
+            record=lambda places: self._record(entry, places),
+            progress=sent,
+        )
+        try:
+            await parts.run()
+        except PartsGone as error:
+            if await self._peer.standing(places.link) == entry.size:
+                return  # they have been joined, and the answer was lost
+            await self._record(entry, Places(places.link))
+            raise PeerFailed(f"Parts of the upload are gone; starting again. {error}") from error
+        urls = [part.url for part in parts.places.parts]
+        metadata = metadata_of(entry) | {"sha256": str(memory.digest.sha256)}
+        limit = JOINING[0] + entry.size / JOINING[1]
+        try:
+            await self._tus.concatenate(places.link, urls, metadata, limit)
+        except PeerRefused as error:
+            if error.status in CANNOT:
+                memory.joins = False
+                await self._record(entry, Places(places.link))
+                raise PeerFailed(
+                    f"The parts cannot be joined; sending it whole. {error}"
+                ) from error
+            raise
+
     async def _send(
         self,
         entry: Entry,
         memory: _Memory,
-        url: str,
+        part: Part,
         offset: int,
-        end: int,
         digest: FileDigest | None,
+        progress: Callable[[int], None] | None = None,
     ) -> None:
-        """Send the upload's bytes from ``offset`` to ``end``, in pieces."""
+        """Send the upload's bytes from ``offset`` on, in pieces."""
         conflicts = 0
-        while offset < end:
+        while offset < part.length:
             begun = self._clock.seconds()
-            goal = min(offset + min(memory.piece, memory.limit), end)
-            body = self._body(entry, digest)
+            goal = min(offset + min(memory.piece, memory.limit), part.length)
+            body = self._body(entry, digest, progress)
             try:
-                await body.open(offset, goal)
-                reached = await self._tus.patch(url, offset, body)
+                await body.open(part.start + offset, part.start + goal)
+                reached = await self._tus.patch(part.url, offset, body)
             except PeerRefused as error:
                 told = error.answer.get("receivedBytes")
                 smaller = [size for size in SMALL_PIECES if size < goal - offset]
@@ -242,7 +305,7 @@ class Delivery:
                 memory.piece = next_piece(goal - offset, self._clock.seconds() - begun)
             finally:
                 await body.close()
-            if not 0 <= reached <= end:
+            if not 0 <= reached <= part.length:
                 raise ArrivedWrong("The receiver has more bytes than were sent.")
             offset = reached
 
@@ -254,6 +317,12 @@ class Delivery:
             return replace(current, uploads=text) if current.state == "READY" else current
 
         await self._ledger.change_entry(entry.entry_id, step)
+
+
+def _in_parts(entry: Entry, memory: _Memory) -> bool:
+    """Whether several connections may be worth it: the way is long, and so is the file."""
+    able = memory.abilities is not None and "concatenation" in memory.abilities.extensions
+    return able and memory.joins and memory.round_trip >= LONG and entry.size >= WORTH
 
 
 def metadata_of(entry: Entry) -> dict[str, str]:

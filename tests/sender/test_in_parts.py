@@ -1,0 +1,125 @@
+"""An entry's bytes in parts: joined in the end, gone on with, never sent twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from backupd.sender.delivery import MIB
+from tests.sender.kit import Case
+from tests.sender.test_by_tus import CUT, LINK, ready, restarted, server_of
+from tests.sender.tus_server import Told, TusServer
+
+DATA = os.urandom(17 * MIB)
+DIGEST = hashlib.sha256(DATA).hexdigest()
+
+
+@pytest.fixture
+def case(tmp_path: Path) -> Case:
+    """The receiver is a long way off."""
+    case = Case(tmp_path)
+    case.receiver.tus = TusServer(LINK)
+    case.receiver.far = case.clock
+    return case
+
+
+def finals(server: TusServer) -> list[str]:
+    return [what for method, _, what in server.seen if method == "POST" and "final" in what]
+
+
+def test_parts_are_made_filled_and_joined(case: Case) -> None:
+    entry = ready(case, DATA)
+    case.turn()
+    done, server = case.entry(entry), server_of(case)
+    assert (done.state, done.sha256) == ("VERIFIED", DIGEST)
+    assert bytes(server.whole.data) == DATA
+    assert server.whole.metadata["sha256"] == DIGEST
+    (final,) = finals(server)
+    assert final == "final;" + " ".join(f"{LINK}/{n}" for n in range(1, server.made))
+    parts = json.loads(str(done.uploads))["parts"]
+    assert [start for start, _, _ in parts] == [
+        sum(length for _, length, _ in parts[:n]) for n in range(len(parts))
+    ]
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_what_was_acknowledged_is_never_sent_twice(case: Case, restart: bool) -> None:
+    server = server_of(case)
+    cuts = iter([None, None, CUT])
+
+    def cut(method: str, path: str, headers: Mapping[str, str]) -> None:
+        if method == "PATCH":
+            case.receiver.cut = next(cuts, None)
+
+    server.refuse = cut
+    entry = ready(case, DATA)
+    case.turn()
+    assert case.state(entry) == "READY"
+    assert 0 < server.received < len(DATA)
+    if restart:
+        case = restarted(case)
+    case.until(entry, "VERIFIED", 30)
+    assert (bytes(server.whole.data), server.received) == (DATA, len(DATA))
+    assert case.entry(entry).sha256 == DIGEST
+
+
+def test_a_joining_whose_answer_was_lost_is_found_done(case: Case) -> None:
+    """The parts are gone, and the link has the whole."""
+    server = server_of(case)
+    lost: list[Told] = []
+
+    def lose(method: str, path: str, headers: Mapping[str, str]) -> Told | None:
+        if "final" not in headers.get("upload-concat", "") or lost:
+            return None
+        lost.append(server._create(headers))
+        return Told(502)
+
+    server.refuse = lose
+    case.receiver.now("standing", len(DATA))
+    entry = ready(case, DATA)
+    case.until(entry, "VERIFIED", 30)
+    assert server.received == len(DATA)
+    assert len(finals(server)) == 1
+
+
+def test_parts_that_are_gone_are_sent_again(case: Case) -> None:
+    server = server_of(case)
+    case.receiver.cut = CUT
+    entry = ready(case, DATA)
+    case.turn()
+    server.uploads.clear()
+    case.until(entry, "VERIFIED", 30)
+    assert bytes(server.whole.data) == DATA
+
+
+@pytest.mark.parametrize("status", [400, 501])
+def test_who_cannot_join_after_all_gets_it_whole(case: Case, status: int) -> None:
+    server = server_of(case)
+
+    def never(method: str, path: str, headers: Mapping[str, str]) -> Told | None:
+        return Told(status) if "final" in headers.get("upload-concat", "") else None
+
+    server.refuse = never
+    entry = ready(case, DATA)
+    case.until(entry, "VERIFIED", 30)
+    assert bytes(server.whole.data) == DATA
+
+
+def test_who_offers_no_joining_gets_it_whole(case: Case) -> None:
+    server_of(case).extensions = "creation"
+    entry = ready(case, DATA)
+    case.turn()
+    assert case.state(entry) == "VERIFIED"
+    assert server_of(case).made == 1
+
+
+def test_a_small_file_goes_whole_however_long_the_way(case: Case) -> None:
+    entry = ready(case)
+    case.turn()
+    assert case.state(entry) == "VERIFIED"
+    assert server_of(case).made == 1
