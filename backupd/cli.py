@@ -303,12 +303,18 @@ def _advance(bars: Progress, task: TaskID, done: int) -> None:
 def _verify(api: Api, backup: Any, done: Callable[[int], None]) -> Any:
     """Ask for one verification and wait for its end."""
     path = f"/api/v1/backups/{part(backup['backupId'])}"
-    now = api.call("POST", f"{path}/verify")
-    now = api.call("GET", path)
-    while "verifying" in now:
-        done(now["verifying"]["readBytes"])
-        time.sleep(POLL)
+    api.call("POST", f"{path}/verify")
+    try:
         now = api.call("GET", path)
+        while "verifying" in now:
+            done(now["verifying"]["readBytes"])
+            time.sleep(POLL)
+            now = api.call("GET", path)
+    except ApiFailed as error:
+        if error.status != 404:
+            raise
+        # Its sender may be that quick.
+        return backup | {"problem": "It is gone; if it was damaged, another copy has its place."}
     return now
 
 

@@ -81,9 +81,12 @@ def test_a_restore_goes_on_where_it_was_cut(pair: tuple[Daemon, Daemon], tmp_pat
     assert receiver.ctl("restore", backup_id, "-o", tmp_path).code == 0
 
 
-def test_verify_tells_what_is_damaged(pair: tuple[Daemon, Daemon]) -> None:
+def test_verify_tells_what_is_damaged(pair: tuple[Daemon, Daemon], tmp_path: Path) -> None:
     sender, receiver = pair
-    assert sender.ctl("send", CLIP, "--to", receiver.url, "--video-id", "bad").code == 0
+    source = tmp_path / "clip.mp4"
+    shutil.copy(CLIP, source)
+    assert sender.ctl("send", source, "--to", receiver.url, "--video-id", "bad").code == 0
+    source.unlink()  # or it would be sent again
     backup_id = stored(receiver, "bad")["backupId"]
     assert receiver.ctl("verify", backup_id).code == 0
     assert receiver.ctl("verify", "--json").json["backups"]
