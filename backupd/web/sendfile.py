@@ -21,7 +21,7 @@ from backupd.interfaces import Window
 
 __all__ = ["send_window", "takes_windows"]
 
-TURN = 1024 * 1024
+TURN = 2 * 1024 * 1024
 """At most so many bytes leave in one turn of the reactor, so that others have theirs."""
 
 

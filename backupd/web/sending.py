@@ -29,7 +29,7 @@ are under way, so few when there are many."""
 SHARED = 4 * 1024 * 1024
 """Bytes that all answers read at once, until each is down to the smallest room."""
 
-CACHED = 8 * 1024 * 1024
+CACHED = 16 * 1024 * 1024
 """Bytes of a file that is in the page cache that are looked for at once; they need no room."""
 
 AHEAD = 2

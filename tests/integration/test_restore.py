@@ -211,6 +211,46 @@ def test_answers_on_one_connection_come_whole_and_in_order(
     assert len(bodies[4]) < 10_000_018 + 1000
 
 
+@pytest.mark.parametrize(
+    ("wanted", "whole", "part"),
+    [
+        ({}, True, False),
+        ({"Want-Content-Digest": "sha-512=9, sha-256=1"}, True, True),
+        ({"Want-Content-Digest": "sha-256=0"}, False, False),
+        ({"Want-Content-Digest": "sha-512=1"}, True, False),
+        ({"Want-Content-Digest": "not a dictionary"}, True, False),
+    ],
+)
+def test_a_content_digest_is_of_what_was_sent(
+    receiver: Daemon, big: tuple[str, Path], wanted: dict[str, str], whole: bool, part: bool
+) -> None:
+    """The whole has one anyway; a part, because it has to be read for it, when it is wanted."""
+    path, _ = big
+    answer = receiver.call("GET", path, headers=wanted)
+    assert answer.headers["Content-Digest"] == (digest(BIG) if whole else None)
+    for said in ("bytes=5-6000000", "bytes=0-9,5000000-6000000,-7"):
+        answer = receiver.call("GET", path, headers=wanted | {"Range": said})
+        assert answer.status == 206
+        assert answer.headers["Content-Digest"] == (digest(answer.body) if part else None)
+        assert answer.headers["Repr-Digest"] == digest(BIG)
+    head = receiver.call("HEAD", path, headers=wanted | {"Range": "bytes=0-4"})
+    assert head.headers["Content-Digest"] == (digest(BIG) if whole else None)
+    for headers in ({"If-None-Match": "*"}, {"Range": "bytes=99999999-"}):
+        assert "Content-Digest" not in receiver.call("GET", path, headers=wanted | headers).headers
+
+
+def test_a_repr_digest_is_there_unless_it_is_not_acceptable(
+    receiver: Daemon, big: tuple[str, Path]
+) -> None:
+    """The preference is a hint: who would like SHA-512 better gets the digest that there is."""
+    path, _ = big
+    for wanted in ("sha-256=10", "sha-512=3, sha-256=1", "sha-512=1", "SHA-256=0", ""):
+        answer = receiver.call("HEAD", path, headers={"Want-Repr-Digest": wanted})
+        assert answer.headers["Repr-Digest"] == digest(BIG)
+    answer = receiver.call("HEAD", path, headers={"Want-Repr-Digest": "sha-512=1, sha-256=0"})
+    assert "Repr-Digest" not in answer.headers
+
+
 def _answer_in(stream: BinaryIO, method: str) -> tuple[int, bytes]:
     """Status and body of the next answer, which must begin just here."""
     status = stream.readline()

@@ -65,9 +65,11 @@ class File:
 
 
 class RestoreCase(SiteCase):
+    kind = File
+
     def setUp(self) -> None:
         super().setUp()
-        self.file = File()
+        self.file = self.kind()
         self.held: list[Callable[[], object]] | None = None
         self.asked = 0
         service: Any = SimpleNamespace(
