@@ -40,6 +40,9 @@ class Windowed(File):
     def size(self) -> int:
         return WHOLE
 
+    def forget(self, offset: int, length: int) -> None:
+        pass
+
     def window(self, offset: int, length: int, room: int) -> Window:
         self.rooms.append(room)
         data = self.read(offset, min(length, room))
