@@ -252,6 +252,11 @@ class BackupService(Service):
         return self.links.base
 
     @property
+    def beyond(self) -> bool:
+        """Whether we listen for other machines."""
+        return self._listening.beyond
+
+    @property
     def pin(self) -> str | None:
         """The public key that peers know us by; None when an authority vouches for it."""
         return self._listening.pin

@@ -207,6 +207,11 @@ class Listening:
         return base_of(self._settings, self.ports[0].getHost(), tls=tls)
 
     @property
+    def beyond(self) -> bool:
+        """Whether it listens for other machines."""
+        return not all(_is_local(port.getHost()) for port in self.ports)
+
+    @property
     def pin(self) -> str | None:
         """The hash of the public key that is served first, when no authority vouches for it."""
         tls = self._endpoints[0].tls if self._endpoints else None

@@ -47,6 +47,8 @@ class Here(Protocol):
     def url(self) -> str: ...
     @property
     def pin(self) -> str | None: ...
+    @property
+    def beyond(self) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +126,15 @@ class Pairing:
         self._clock = clock
         self._new_token = new_token
 
+    def _check_here(self) -> None:
+        """Raises `Invalid` when others could not reach us where our links lead."""
+        url = self._here.url
+        _confidential("public_url", url)
+        if self._here.beyond and is_loopback(place_of(url).host):
+            raise Invalid(
+                "public_url", f"is not set, and {url} is this machine to whoever reads it; set it"
+            )
+
     def _credentials(self) -> Credentials:
         key = hashlib.sha256(self._new_token().encode()).digest()
         secret = f"whsec_{base64.b64encode(key).decode()}"
@@ -139,7 +150,7 @@ class Pairing:
         A peer that is active keeps what it has until somebody enrols. Raises `Invalid`.
         """
         check_name(name)
-        _confidential("public_url", self._here.url)
+        self._check_here()
         secret, now = self._new_token(), self._clock.seconds()
         invitation = Invitation(secret_hash=token_hash(secret), expires_at=now + seconds)
 
@@ -238,7 +249,7 @@ class Pairing:
         """Enrol with the server that invites us. Raises `Invalid`, `PeerFailed`, `PeerRefused`."""
         invite, now = read_invite(text), self._clock.seconds()
         _confidential("invitation", invite.url)
-        _confidential("public_url", self._here.url)
+        self._check_here()
         if invite.expires_at < now:
             raise Invalid("invitation", "has expired; ask for another")
         place = place_of(invite.url)

@@ -270,6 +270,12 @@ def authorise(caller: Caller, who: Who, *, holder: bool = False) -> None:
     raise Unauthorized("This needs the token of a peer, as 'Authorization: Bearer …'.")
 
 
+def check_overseer(caller: Caller) -> None:
+    """Raises `Forbidden` for who sees only its own: what is told here is of everybody's."""
+    if caller.scope is not None:
+        raise Forbidden("This is about all peers; the operator may see it.")
+
+
 async def read_message(request: StreamingRequest, kind: type[Any]) -> Any:
     """The JSON message in the body. Raises `UnsupportedMedia`, `Invalid`, `TooLarge`."""
     return messages.decode(await read_json(request), kind)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-from backupd.errors import Forbidden
 from backupd.requests import BackupRequest, Cancelled, Expired, Failed, Stored, state_name
 from backupd.service import BackupService
-from backupd.web.endpoint import Api, Who
+from backupd.web.endpoint import Api, Who, check_overseer
 from backupd.web.site import StreamingRequest
 
 __all__ = ["Metrics", "routes"]
@@ -122,8 +121,7 @@ def routes(api: Api, metrics: Metrics) -> None:
     """Register the endpoint."""
 
     async def serve(request: StreamingRequest) -> bytes:
-        if request.caller.scope is not None:
-            raise Forbidden("These are sums over all peers; the operator may see them.")
+        check_overseer(request.caller)
         body = await metrics.collect()
         request.setHeader("Content-Type", CONTENT_TYPE_LATEST)
         request.setHeader("Content-Length", str(len(body)))

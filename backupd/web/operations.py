@@ -17,6 +17,7 @@ from backupd.web.endpoint import (
     Api,
     Call,
     Who,
+    check_overseer,
     page_arguments,
     peer_argument,
     state_argument,
@@ -193,6 +194,7 @@ def _backups(api: Api) -> None:
         who=Who.ANYONE,
     )
     async def scrub(call: Call) -> Answer:
+        check_overseer(call.caller)
         return Answer(await scrub_view(service))
 
     @api.endpoint(

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from twisted.internet.address import IPv4Address
 from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -194,6 +196,18 @@ class JoinTests(PairCase):
         self.a.service.links.base = "http://a.example"
         self.raises(Invalid, "not https", self.invite)
         self.a.service.links.base = "http://localhost:3000"
+        self.invite()
+
+    def test_nobody_is_invited_to_a_name_that_is_another_machine_there(self) -> None:
+        """Listening for others while calling oneself localhost: the invitation would lead home."""
+        listening: Any = self.a.service._listening
+        self.a.service.links.base = "https://localhost:3000"
+        self.invite()
+        port: Any = SimpleNamespace(getHost=lambda: IPv4Address("TCP", "0.0.0.0", 3000))  # noqa: S104
+        listening.ports.append(port)
+        self.addCleanup(listening.ports.clear)
+        self.raises(Invalid, "public_url: is not set", self.invite)
+        self.a.service.links.base = "https://a.example"
         self.invite()
 
     def test_what_is_no_invitation(self) -> None:

@@ -158,8 +158,9 @@ class OwnTests(ClosedCase):
         assert self.ask("GET", REQUESTS, token="c").json["requests"] == []
 
     def test_sums_over_all_peers_are_the_operators(self) -> None:
-        problem(self.ask("GET", "/metrics", token="b"), 403)
-        assert self.ask("GET", "/metrics", token=CONTROL).status == 200
+        for path in ("/metrics", "/api/v1/scrub"):
+            problem(self.ask("GET", path, token="b"), 403)
+            assert self.ask("GET", path, token=CONTROL).status == 200
 
     def test_no_peer_does_what_the_operator_does(self) -> None:
         request_id = self.room("b").json["requestId"]
