@@ -17,6 +17,7 @@ from pathlib import Path
 from bench import servers
 from bench.asking import Asker
 from bench.machine import GIB, MIB, make_file
+from bench.metrics import block_noted
 from bench.report import Bench, Row, beside, found, within
 from bench.server import Server, Usage, free_port
 from bench.targets import Backupd, Entrant, Put, Rsync, Run, Target, Tus, curl, entrant, rounds
@@ -26,6 +27,8 @@ __all__ = ["measure"]
 EXPECTED = {"nginx": 1.3, "nginx, 1 MiB buffer": 0.8, "@tus/server": 2.0, "rsync --fsync": 1.25}
 DISK, DIGEST, LOOPBACK = "dd oflag=direct", "SHA-256, one thread", "loopback, nothing kept"
 _BUFFER = 2 * MIB
+LONGEST_BLOCK = 20
+"""Milliseconds."""
 
 
 def _disk(file: Path, folder: Path) -> Entrant:
@@ -77,6 +80,7 @@ def measure(bench: Bench) -> Iterator[Row]:
     folder, peers = bench.folder, bench.peers
     file = folder / "video.bin"
     digest = make_file(file, bench.size)
+    blocks: list[float] = []
     with ExitStack() as stack:
         stack.callback(file.unlink)
 
@@ -97,9 +101,13 @@ def measure(bench: Bench) -> Iterator[Row]:
             Put("stock Klein", run(servers.stock_klein(folder / "klein")), synced=True),
         ]
         entrants = [entrant(target, [file]) for target in targets]
+        entrants[0] = block_noted(entrants[0], ours, blocks)
         entrants += [_disk(file, folder), _digest(file), _loopback(file, run(_sink(folder / "s")))]
         runs = rounds("one upload", entrants, bench.runs, bench.say)
-    yield from _rows(f"one upload of {bench.size / GIB:g} GiB", runs)
+    title = f"one upload of {bench.size / GIB:g} GiB"
+    yield from _rows(title, runs)
+    what = f"{title}: longest turn of the reactor, ms"
+    yield within(what, blocks, form="{:.1f}", at_most=LONGEST_BLOCK)
 
 
 def _rows(title: str, runs: dict[str, list[Run]]) -> Iterator[Row]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 import time
-import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -13,6 +11,7 @@ from pathlib import Path
 from bench import servers
 from bench.asking import Asker
 from bench.machine import GIB, MIB, make_file
+from bench.metrics import block_noted, metric
 from bench.report import Bench, Row, beside, within
 from bench.server import Server
 from bench.targets import Backupd, Entrant, Rsync, Run, entrant, rounds
@@ -20,8 +19,8 @@ from bench.targets import Backupd, Entrant, Rsync, Run, entrant, rounds
 __all__ = ["measure", "memory_when_idle"]
 
 STREAMS, SMALL = 8, 200
+LONGEST_BLOCK = 20
 ALL_AT_ONCE = {"max_concurrent_transfers": "1000", "max_per_peer": "1000"}
-_IN_PROGRESS = re.compile(r"^backupd_requests_in_progress ([0-9.]+)$", re.MULTILINE)
 _SECONDS = 60.0
 
 
@@ -29,9 +28,7 @@ def memory_when_idle(server: Server) -> int:
     """Bytes that a backupd holds once its metrics tell of no request in progress."""
     deadline = time.monotonic() + _SECONDS
     while time.monotonic() < deadline:
-        with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics") as answer:
-            told = _IN_PROGRESS.search(answer.read().decode())
-        if told is not None and float(told[1]) == 0:
+        if metric(server, "backupd_requests_in_progress") == 0:
             return server.memory()
         time.sleep(0.05)
     raise RuntimeError("the uploads do not end")
@@ -68,6 +65,7 @@ def measure(bench: Bench) -> Iterator[Row]:
     small, small_digests = _files(folder, "small", SMALL, 10 * bench.size // 2048)
     peaks: list[float] = []
     stays: list[float] = []
+    blocks: dict[str, list[float]] = {"eight": [], "small": []}
     with ExitStack() as stack:
         asker = stack.enter_context(Asker())
         server = servers.backupd(folder / "backupd", **ALL_AT_ONCE)
@@ -82,8 +80,8 @@ def measure(bench: Bench) -> Iterator[Row]:
         several = ours(eight, digests, "eight")
         entrants = [
             ours(one, digest, "one"),
-            _with_memory(several, server, idle, peaks, stays),
-            ours(small, small_digests, "small"),
+            _with_memory(block_noted(several, server, blocks["eight"]), server, idle, peaks, stays),
+            block_noted(ours(small, small_digests, "small"), server, blocks["small"]),
             entrant(Rsync(rsyncd, bench.peers), small),
         ]
         runs = rounds("many uploads", entrants, bench.runs, bench.say)
@@ -99,6 +97,7 @@ def measure(bench: Bench) -> Iterator[Row]:
     )
     speeds = {name: [run.speed for run in of] for name, of in runs.items()}
     yield beside(f"{title}: MiB/s", speeds["eight"], "one", speeds["one"])
+    yield _blocks(title, blocks["eight"])
     what = f"{title}: MiB of memory above idle for each"
     yield within(what, [peak / STREAMS for peak in peaks], form="{:.1f}", at_most=16)
     what = f"{title}: MiB of memory that stay when all have ended"
@@ -115,3 +114,9 @@ def measure(bench: Bench) -> Iterator[Row]:
             form="{:.0f}" if of else "{:.2f}",
             at_least=1.0 if of else None,
         )
+    yield _blocks(title, blocks["small"])
+
+
+def _blocks(title: str, blocks: Sequence[float]) -> Row:
+    what = f"{title}: longest turn of the reactor, ms"
+    return within(what, blocks, form="{:.1f}", at_most=LONGEST_BLOCK)
