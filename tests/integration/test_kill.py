@@ -70,6 +70,7 @@ class Client:
                 stop,
                 f"Content-Length: {stop - offset}",
                 "Content-Type: application/offset+octet-stream",
+                "Tus-Resumable: 1.0.0",
                 f"Upload-Offset: {offset}",
             )
 
