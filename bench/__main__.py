@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from backupd.sizes import parse_size
-from bench import admissions, growth, ingest, latency, many, restore, sending, ticks
+from bench import admissions, growth, ingest, latency, links, many, restore, sending, ticks
 from bench.machine import conditions
 from bench.peers import Peers
 from bench.report import Bench, Row, print_table, write_json
@@ -24,6 +24,7 @@ SECTIONS: dict[str, Section] = {
     "ingest": ingest.measure,
     "many": many.measure,
     "sending": sending.measure,
+    "links": links.rows,
     "latency": latency.measure,
     "restore": restore.measure,
     "admissions": admissions.measure,

@@ -14,10 +14,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.report import Bench, Row, beside
 from tests.integration.daemons import Daemon, wait_until
 from tests.integration.slow_proxy import SlowProxy
 
-__all__ = ["Way", "measure"]
+__all__ = ["Way", "measure", "rows"]
 
 MIB = 1024 * 1024
 
@@ -84,6 +85,20 @@ def measure(
     one = _send(folder / "one", file, rate, delay, 1)
     several = _send(folder / "several", file, rate, delay, None)
     return one, several
+
+
+def rows(bench: Bench) -> Iterator[Row]:
+    """An eighth of the bytes, over a link on which each connection gets 4 MiB/s."""
+    bench.say("a long, thin link")
+    one, several = measure(bench.folder, bench.size // 8)
+    yield beside(
+        f"sending {one.size / MIB:g} MiB over a long, thin link: MiB/s",
+        [several.speed],
+        f"by one connection, not {several.connections}",
+        [one.speed],
+        form="{:.1f}",
+        at_least=1.5,
+    )
 
 
 def main() -> None:
