@@ -1,11 +1,13 @@
 """``twistd`` that notes how long its reactor did not look at its sockets.
 
 ``python -m bench.blocking FILE ARGUMENT…`` is ``twistd ARGUMENT…``, and appends to FILE the
-milliseconds of each turn of the reactor that took more than one.
+milliseconds of each turn of the reactor that took more than one, less those for which its thread
+could have run and other programs had the cores.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -20,19 +22,25 @@ class _Watched:
     def __init__(self, poller: Any, notes: Path) -> None:
         self._poller = poller
         self._notes = notes.open("a", buffering=1)
-        self._since = time.perf_counter()
+        self._schedule = os.open("/proc/thread-self/schedstat", os.O_RDONLY)
+        self._since = self._now()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._poller, name)
 
+    def _now(self) -> float:
+        """Seconds, without those of waiting for a core."""
+        waited = int(os.pread(self._schedule, 100, 0).split()[1])
+        return time.perf_counter() - waited / 1e9
+
     def poll(self, *arguments: Any) -> Any:
-        took = 1000 * (time.perf_counter() - self._since)
+        took = 1000 * (self._now() - self._since)
         if took > 1:
             self._notes.write(f"{took:.1f}\n")
         try:
             return self._poller.poll(*arguments)
         finally:
-            self._since = time.perf_counter()
+            self._since = self._now()
 
 
 def longest(notes: Path) -> float:
