@@ -172,7 +172,7 @@ def test_windows_follow_each_other(line: Line, cached: bool) -> None:
 def test_nothing_is_asked_of_the_reactor_between_windows(line: Line, cached: bool) -> None:
     """A transport that waits for its next window must not be woken for nothing."""
     done = line.send(0, 100, cached=cached)
-    line.run()
+    line.turn()
     assert result(done) == 100
     assert not line.wants_to_write
     assert "doWrite" not in vars(line.transport)
