@@ -37,6 +37,9 @@ MAX_ANSWER = 64 * 1024
 SILENCE = 60.0
 """Seconds for which the network may take no byte."""
 
+AT_ONCE = 2 * 1024 * 1024
+"""Bytes that the kernel is offered at a time."""
+
 NO_ANSWER = 120.0
 """Seconds from the last byte to the answer: the receiver is syncing."""
 
@@ -117,6 +120,8 @@ class Exchange(Protocol):
         if ITCPTransport.providedBy(self.transport):
             self.transport.setTcpNoDelay(True)
             self.transport.setTcpKeepAlive(True)
+            # Twisted gives the kernel 128 KiB a turn; it takes more, and a turn costs.
+            cast(Any, self.transport).SEND_LIMIT = AT_ONCE
         self._wait(SILENCE)
         self._sending = True
         transport: Any = self.transport
