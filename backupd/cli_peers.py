@@ -172,7 +172,7 @@ def join(
     if invitation not in (None, "-"):
         hide(str(invitation), INVITATION)
     if invitation in (None, "-"):
-        invitation = os.environ.pop(INVITATION, "") or click.prompt("Invitation", hide_input=True)
+        invitation = os.environ.pop(INVITATION, "") or _asked()
     body = {"invitation": invitation, "name": name} | _granted(may, quota, networks)
     answer = api.call("POST", f"{_PATH}/join", body)
     if as_json:
@@ -186,6 +186,13 @@ def join(
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _asked() -> str:
+    """The string from a terminal, unseen, or from a pipe."""
+    if sys.stdin.isatty():
+        return str(click.prompt("Invitation", hide_input=True))
+    return sys.stdin.readline()
 
 
 @peer.command("list")

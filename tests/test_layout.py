@@ -221,6 +221,13 @@ def test_sql_stays_in_the_ledger_room() -> None:
     check(rule, "backupd.service", "from sqlalchemy import select")
 
 
+def test_keys_stay_where_they_are_looked_after() -> None:
+    """Keys and certificates are known in trust/, in peer/ and where the daemon listens."""
+    places = {"backupd.trust", "backupd.peer", "backupd.serving"}
+    rule = only_in(places, "cryptography", "OpenSSL", "twisted.internet.ssl")
+    check(rule, "backupd.service", "from twisted.internet import ssl\nssl.CertificateOptions()")
+
+
 def test_the_terminal_stays_on_the_command_line() -> None:
     """click and rich are known on the command line, and in nothing that the daemon runs."""
     rule = only_in(COMMAND_LINE, "click", "rich")

@@ -15,12 +15,14 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
 from backupd.trust.invitations import Invite, write_invite
 from backupd.trust.own_key import make_own_key, pin_of
 from tests.integration.contract import is_problem
 from tests.integration.daemons import BACKUPCTL, CLIP, Daemon, clean_environment, wait_until
 from tests.integration.pairs import Server, pair
+from tests.peer.plain import Connection, Plain, answer
 
 
 @pytest.fixture(scope="module")
@@ -188,6 +190,55 @@ def test_a_revoked_peer_is_out(servers: tuple[Server, Server]) -> None:
     )
 
 
+def test_the_published_library_verifies_our_offers_as_they_come(tmp_path: Path) -> None:
+    """The raw bytes and headers that a program gets which is no backupd."""
+    came: list[tuple[dict[str, str], bytes]] = []
+
+    def serve(connection: Connection) -> None:
+        came.append((connection.headers, connection.read()))
+        connection.say(answer("202 Accepted"))
+
+    with Plain(serve) as plain, Server(tmp_path, "keeper") as keeper:
+        done = keeper.ctl(
+            *("peer", "add", "b", "--may", "send", "--origin", plain.url),
+            *("--network", "loopback", "--json"),
+        )
+        room = {
+            "videoId": 2,
+            "diskEmptySpaceRequire": "1 KB",
+            "linkForServerAtoNoticeServerBWhenServerAIsReady": f"{plain.url}/ready",
+        }
+        path = "/api/v1/backup/can-accept-backup"
+        assert keeper.call("POST", path, room, token=done.json["token"]).json["success"]
+        wait_until(lambda: came, "the offer has come")
+    ((headers, body),) = came
+    said = Webhook(done.json["signingSecret"]).verify(body, headers)
+    assert said["videoId"] == 2
+    with pytest.raises(WebhookVerificationError):
+        Webhook(done.json["signingSecret"]).verify(body + b" ", headers)
+    assert "authorization" not in headers  # it has given us no token to show
+
+
+def test_a_callback_that_is_not_public_is_called_only_if_it_is_named(tmp_path: Path) -> None:
+    """The peer's own origin is on this machine, and its networks do not say so."""
+    with Plain(lambda connection: None) as plain, Server(tmp_path, "keeper") as keeper:
+        origin = plain.url.replace("127.0.0.1", "localhost")
+        token = keeper.add("b", "send", "--origin", origin)
+        room = {
+            "videoId": 2,
+            "diskEmptySpaceRequire": "1 KB",
+            "linkForServerAtoNoticeServerBWhenServerAIsReady": f"{origin}/ready",
+        }
+        path = "/api/v1/backup/can-accept-backup"
+        asked = keeper.call("POST", path, room, token=token).json
+        where = f"/api/v1/backup/requests/{asked['requestId']}"
+        error = wait_until(
+            lambda: keeper.call("GET", where, token=token).json["lastError"], "it was tried"
+        )
+        assert "a loopback address: it is not called" in error
+    assert plain.lines == []
+
+
 def test_open_mode_is_for_this_machine(tmp_path: Path) -> None:
     """Until a peer is invited; then nothing is open any more, at once."""
     with Daemon(tmp_path) as daemon:
@@ -210,3 +261,19 @@ def test_a_record_that_others_can_read_stops_the_start(tmp_path: Path) -> None:
     record.chmod(0o644)
     with pytest.raises(AssertionError, match="chmod 600"):
         daemon.start()
+
+
+def test_an_invitation_can_come_by_a_pipe(servers: tuple[Server, Server]) -> None:
+    """So that it stands in no command line at all."""
+    _, owner = servers
+    command = [*BACKUPCTL, "--url", owner.url, "peer", "join", "--name", "x"]
+    done = subprocess.run(
+        command,
+        env=owner.environment,
+        input="backupd-invite-damaged\n",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "invitation: is damaged" in done.stderr

@@ -105,6 +105,16 @@ class OwnTests(ClosedCase):
                 said = self.ask("POST", "/api/v1/backup/receive-backup", {"videoId": 2}, token=name)
                 assert said.json["requestId"] == ids[name]
 
+    def test_what_has_ended_is_its_peers_too(self) -> None:
+        """The bare path answers each for its own, and for another's not at all."""
+        self.room("b")
+        complete = {"videoId": 2, "success": False}
+        path = "/api/v1/backup/complete-backup"
+        assert self.ask("POST", path, complete, token="b").status == 200
+        path = "/api/v1/backup/receive-backup"
+        problem(self.ask("POST", path, {"videoId": 2}, token="b"), 410)
+        problem(self.ask("POST", path, {"videoId": 2}, token="c"), 404)
+
     def test_anothers_request_is_unknown(self) -> None:
         request_id = self.room("b").json["requestId"]
         path = f"{REQUESTS}/{request_id}"
