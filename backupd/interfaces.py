@@ -15,6 +15,7 @@ from zope.interface import Interface
 from backupd.requests import Ask, Backup, BackupRequest, Live, Pending, VideoId
 
 __all__ = [
+    "Allowance",
     "Condition",
     "Damaged",
     "Entry",
@@ -34,6 +35,7 @@ __all__ = [
     "StraightSource",
     "Totals",
     "Upload",
+    "Usage",
     "Window",
 ]
 
@@ -361,6 +363,34 @@ class Room:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Allowance:
+    """What one peer may have at once; None is no limit of its own.
+
+    ``quota`` are bytes that are kept and reserved together, ``max_size`` those of one backup.
+    """
+
+    quota: int | None = None
+    max_pending: int | None = None
+    max_size: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What one peer has: bytes of its backups, bytes reserved for it, requests that wait."""
+
+    kept: int = 0
+    reserved: int = 0
+    pending: int = 0
+
+    def obstacle(self, allowance: Allowance, growth: int, *, new: bool) -> str | None:
+        """Why ``growth`` more bytes are not within the allowance."""
+        quota, most = allowance.quota, allowance.max_pending
+        if quota is not None and growth > 0 and self.kept + self.reserved + growth > quota:
+            return "quota-exceeded"
+        return "queue-full" if new and most is not None and self.pending >= most else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
     """One peer's requests to one origin, waiting for their turn: what a tick chooses from.
 
@@ -414,6 +444,9 @@ class Repair:
     tries: int
 
 
+NO_LIMITS = Allowance()
+
+
 class ILedger(Interface):
     """What was promised and what is kept, durably.
 
@@ -444,6 +477,7 @@ class ILedger(Interface):
         max_pending: int,
         expires_at: float | None = None,
         fresh: bool = False,
+        allowance: Allowance = NO_LIMITS,
     ) -> Deferred[tuple[Live | None, Room]]:
         """Record ``ask`` and its reservation in one step, if it fits.
 
@@ -452,7 +486,9 @@ class ILedger(Interface):
         volume *after* that, so that no race with an allocation promises a byte twice. An ask
         for a video that the same peer has a live request for changes that request, or nothing
         if it is to be a ``fresh`` one. The result is the request, None when refused, and the
-        room there was. ``expires_at`` is for those that nobody will be called for.
+        room there was. ``expires_at`` is for those that nobody will be called for. Within its
+        ``allowance`` the peer's backups and reservations are counted in the same step, so that
+        no number of asks at once passes it.
         """
 
     def change(
@@ -558,6 +594,9 @@ class ILedger(Interface):
 
     def put_backup(backup: Backup) -> Deferred[bool]:
         """List a backup, or replace what the list says of it; True when it was new."""
+
+    def usage(peer: str) -> Deferred[Usage]:
+        """What a peer has here."""
 
     def drop_backup(backup_id: str) -> Deferred[Backup]:
         """Take it off the list. Raises `NoSuchBackup`."""

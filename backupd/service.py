@@ -16,7 +16,7 @@ from twisted.python.components import Componentized
 from twisted.python.failure import Failure
 
 from backupd.errors import BackupdError
-from backupd.interfaces import ILedger, IStorage, OffThread
+from backupd.interfaces import NO_LIMITS, Allowance, ILedger, IStorage, OffThread
 from backupd.links import Links
 from backupd.own_folder import OwnFolder
 from backupd.peer.origins import origin_of
@@ -134,6 +134,7 @@ class BackupService(Service):
             new_id=chance.new_id,
             new_capability=chance.new_capability,
             ledger_room=own.free,
+            allowance=self._allowance,
         )
         self.intake = Intake(
             ledger=ledger,
@@ -199,6 +200,16 @@ class BackupService(Service):
         self._loop = LoopingCall(self._tick)
         self._loop.clock = reactor
         self._nudged: IDelayedCall | None = None
+
+    def _allowance(self, name: str) -> Allowance:
+        """What a peer may have here; nobody else has limits of its own."""
+        peer = self.peers.find(name)
+        if peer is None:
+            return NO_LIMITS
+        limits = peer.limits
+        return Allowance(
+            quota=limits.quota, max_pending=limits.max_pending, max_size=limits.max_size
+        )
 
     # -- the loop ---------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ from sqlalchemy import Connection, delete, insert, select, update
 
 from backupd.errors import NoSuchBackup
 from backupd.ledger import rows
-from backupd.ledger.schema import backups, repairs
+from backupd.ledger.schema import backups, repairs, usage
 from backupd.requests import Ask, Backup, VideoId, video_key
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "came_from",
     "copy_of",
     "drop_backup",
+    "kept_of",
     "list_backup",
     "page",
     "put_backup",
@@ -25,6 +26,20 @@ _b = backups.c
 def insert_backup(connection: Connection, kept: Backup) -> None:
     read = {"read_at": kept.verified_at or 0.0}
     connection.execute(insert(backups), rows.backup_row(kept) | read)
+    _count(connection, kept.peer, kept.size)
+
+
+def _count(connection: Connection, peer: str, size: int) -> None:
+    """So many bytes more, or less, are kept of a peer."""
+    more = update(usage).where(usage.c.peer == peer).values(kept=usage.c.kept + size)
+    if not connection.execute(more).rowcount:
+        connection.execute(insert(usage), {"peer": peer, "kept": size})
+
+
+def kept_of(connection: Connection, peer: str) -> int:
+    """Bytes of a peer's backups."""
+    found = connection.execute(select(usage.c.kept).where(usage.c.peer == peer)).scalar()
+    return 0 if found is None else int(found)
 
 
 def backup(connection: Connection, backup_id: str) -> Backup:
@@ -64,18 +79,25 @@ def came_from(connection: Connection, kept: Backup, ask: Ask) -> None:
 
 
 def put_backup(connection: Connection, kept: Backup) -> bool:
-    changed = connection.execute(
+    old = connection.execute(
+        select(_b.peer, _b.size).where(_b.backup_id == kept.backup_id)
+    ).one_or_none()
+    if old is None:
+        insert_backup(connection, kept)
+        return True
+    connection.execute(
         update(backups).where(_b.backup_id == kept.backup_id).values(rows.backup_row(kept))
     )
-    if changed.rowcount:
-        return False
-    insert_backup(connection, kept)
-    return True
+    if (old.peer, old.size) != (kept.peer, kept.size):
+        _count(connection, old.peer, -old.size)
+        _count(connection, kept.peer, kept.size)
+    return False
 
 
 def drop_backup(connection: Connection, backup_id: str) -> Backup:
     kept = backup(connection, backup_id)
     connection.execute(delete(backups).where(_b.backup_id == backup_id))
+    _count(connection, kept.peer, -kept.size)
     connection.execute(delete(repairs).where(repairs.c.backup_id == backup_id))
     return kept
 

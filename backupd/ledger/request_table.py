@@ -28,9 +28,9 @@ from sqlalchemy import (
 )
 
 from backupd.errors import LedgerFailed, NoSuchRequest, UploadHeld
-from backupd.interfaces import Line, Room, Totals, Upload
+from backupd.interfaces import Allowance, Line, Room, Totals, Upload, Usage
 from backupd.ledger import rows
-from backupd.ledger.backup_table import came_from, put_backup
+from backupd.ledger.backup_table import came_from, kept_of, put_backup
 from backupd.ledger.schema import lines, requests, uploads
 from backupd.requests import (
     Ask,
@@ -99,6 +99,10 @@ _of_request = select(_u.upload_id).where(_u.request_id == bindparam("id"))
 _live_video = select(requests).where(
     _LIVE, _r.video == bindparam("video"), _r.peer == bindparam("peer")
 )
+_usage = select(
+    func.coalesce(func.sum(_r.size), 0),
+    func.coalesce(func.sum(case((_r.state == "PENDING", 1), else_=0)), 0),
+).where(_LIVE, _r.peer == bindparam("peer"))
 _insert = insert(requests)
 _update = update(requests).where(
     _r.request_id == bindparam("was_id"), _r.state == bindparam("was_state")
@@ -186,6 +190,7 @@ class RequestTable:
         max_pending: int,
         expires_at: float | None,
         fresh: bool,
+        allowance: Allowance,
     ) -> tuple[Live | None, Room]:
         row = connection.execute(
             _live_video, {"video": video_key(ask.video), "peer": ask.peer}
@@ -197,13 +202,16 @@ class RequestTable:
             new = asked_again(old, ask=ask, now=now)
             growth = max(0, new.ask.size - row.allocated) - max(0, old.ask.size - row.allocated)
             found = room(self.sums.promised, growth)
-            if found.reason is not None and growth > 0:
+            more = new.ask.size - old.ask.size
+            found = _within(connection, ask.peer, allowance, more, found, new=False)
+            if found.reason is not None and more > 0:
                 return None, found
             self._replace(connection, row, old, new, asked=True)
             return new, replace(found, reason=None)
         found = room(self.sums.promised, ask.size + self.sums.footprint)
         if found.reason is None and self.sums.pending >= max_pending:
             found = replace(found, reason="queue-full")
+        found = _within(connection, ask.peer, allowance, ask.size, found, new=True)
         if found.reason is not None:
             return None, found
         request = Pending(ask=ask, due_at=now, expires_at=expires_at)
@@ -391,6 +399,25 @@ class RequestTable:
 
     def request(self, connection: Connection, request_id: str) -> BackupRequest:
         return rows.request_value(self._row(connection, request_id)._mapping)
+
+
+def usage_of(connection: Connection, peer: str) -> Usage:
+    reserved, pending = connection.execute(_usage, {"peer": peer}).one()
+    kept = kept_of(connection, peer)
+    return Usage(kept=kept, reserved=int(reserved), pending=int(pending))
+
+
+def _within(
+    connection: Connection, peer: str, allowance: Allowance, growth: int, found: Room, *, new: bool
+) -> Room:
+    """The room that there is, less what the peer may not have of it."""
+    if found.reason is not None or (allowance.quota is None and allowance.max_pending is None):
+        return found
+    has = usage_of(connection, peer)
+    reason, available = has.obstacle(allowance, growth, new=new), found.available
+    if allowance.quota is not None:
+        available = min(available, max(0, allowance.quota - has.kept - has.reserved))
+    return Room(available=available, reason=reason)
 
 
 def by_capability(connection: Connection, capability: str) -> BackupRequest:

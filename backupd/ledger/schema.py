@@ -16,7 +16,7 @@ from sqlalchemy import (
     text,
 )
 
-__all__ = ["backups", "entries", "lines", "metadata", "repairs", "requests", "uploads"]
+__all__ = ["backups", "entries", "lines", "metadata", "repairs", "requests", "uploads", "usage"]
 
 metadata = MetaData()
 
@@ -77,6 +77,7 @@ Index("requests_request_id", _r.request_id, unique=True)
 Index("requests_capability", _r.capability_hash, unique=True)
 _partial("requests_live_video", _r.video, _r.peer, where=_live, unique=True)
 _partial("requests_live", _r.seq, where=_live)
+_partial("requests_live_peer", _r.peer, _r.size, where=_live)
 _partial("requests_pending", _r.peer, _r.origin, _r.due_at, _r.seq, where=_pending)
 _partial("requests_active", _r.lease_until, _r.peer, where=_active)
 _partial("requests_expiring", _r.expires_at, where=_live)
@@ -146,6 +147,12 @@ backups = Table(
     Column("origin", Text),
     Column("callback", Text),
     sqlite_autoincrement=True,
+)
+usage = Table(
+    "usage",
+    metadata,
+    Column("peer", Text, primary_key=True),
+    Column("kept", BigInteger, nullable=False),  # bytes of its backups
 )
 Index("backups_peer", backups.c.peer, backups.c.seq)
 Index("backups_video", backups.c.video, backups.c.seq)

@@ -22,6 +22,8 @@ from zope.interface import implementer
 
 from backupd.errors import BackupdError, LedgerFailed
 from backupd.interfaces import (
+    NO_LIMITS,
+    Allowance,
     Condition,
     Entry,
     ILedger,
@@ -31,6 +33,7 @@ from backupd.interfaces import (
     Room,
     Totals,
     Upload,
+    Usage,
 )
 from backupd.ledger import backup_table, entry_table, repair_table, request_table
 from backupd.ledger.batches import Batches, ledger_failed
@@ -180,9 +183,12 @@ class SqlLedger:
         max_pending: int,
         expires_at: float | None = None,
         fresh: bool = False,
+        allowance: Allowance = NO_LIMITS,
     ) -> Deferred[tuple[Live | None, Room]]:
         return self._write(
-            lambda c: self._requests.admit(c, ask, room, now, max_pending, expires_at, fresh)
+            lambda c: self._requests.admit(
+                c, ask, room, now, max_pending, expires_at, fresh, allowance
+            )
         )
 
     def join(self, ask: Ask, final: Upload, *, now: float, expires_at: float) -> Deferred[Live]:
@@ -281,6 +287,9 @@ class SqlLedger:
 
     def put_backup(self, backup: Backup) -> Deferred[bool]:
         return self._write(lambda c: backup_table.put_backup(c, backup))
+
+    def usage(self, peer: str) -> Deferred[Usage]:
+        return self._read(lambda c: request_table.usage_of(c, peer))
 
     def drop_backup(self, backup_id: str) -> Deferred[Backup]:
         return self._write(lambda c: backup_table.drop_backup(c, backup_id))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from backupd.interfaces import ILedger, IStorage, Room
+from backupd.interfaces import NO_LIMITS, Allowance, ILedger, IStorage, Room
 from backupd.requests import Ask, Live, VideoId
 from backupd.settings import Settings
 from backupd.sizes import format_size
@@ -16,6 +16,7 @@ from backupd.sizes import format_size
 __all__ = ["Admission", "Decision"]
 
 NO_LEDGER_ROOM = "ledger-full"
+PEER_TOO_LARGE = "peer-too-large"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +37,8 @@ class Decision:
 class Admission:
     """Takes reservations, in the same transaction that records the request.
 
-    ``ledger_room`` tells the bytes free on the volume of the ledger, which needs the floor too.
+    ``ledger_room`` tells the bytes free on the volume of the ledger, which needs the floor too;
+    ``allowance`` what a peer may have.
     """
 
     _log = Logger()
@@ -51,6 +53,7 @@ class Admission:
         new_id: Callable[[], str],
         new_capability: Callable[[], str],
         ledger_room: Callable[[], int],
+        allowance: Callable[[str], Allowance] = lambda peer: NO_LIMITS,
     ) -> None:
         self._ledger = ledger
         self._storage = storage
@@ -59,6 +62,7 @@ class Admission:
         self._new_id = new_id
         self._new_capability = new_capability
         self._ledger_room = ledger_room
+        self._allowance = allowance
         self.draining = False
 
     def _obstacle(self, size: int, growth: int, spare: int) -> str | None:
@@ -144,8 +148,9 @@ class Admission:
     async def _admit(
         self, ask: Ask, expires_at: float | None = None, *, fresh: bool = False
     ) -> Decision:
-        size = ask.size
+        size, allowance = ask.size, self._allowance(ask.peer)
         draining = self.draining
+        too_large = allowance.max_size is not None and size > allowance.max_size
         left = 0
 
         def room(promised: int, growth: int) -> Room:
@@ -153,6 +158,8 @@ class Admission:
             nonlocal left
             spare = self._storage.free() - self._settings.reserved_space - promised
             left = max(0, spare - growth)
+            if too_large and growth > 0:
+                return Room(available=max(0, spare), reason=PEER_TOO_LARGE)
             reason = "draining" if draining else self._obstacle(size, growth, spare)
             return Room(available=max(0, spare), reason=reason)
 
@@ -163,6 +170,7 @@ class Admission:
             max_pending=self._settings.max_pending,
             expires_at=expires_at,
             fresh=fresh,
+            allowance=allowance,
         )
         decision = self._decide(ask, request, found, left)
         self._log.info(
@@ -185,6 +193,13 @@ class Admission:
             case "too-large":
                 message = f"The video needs {needs}; this volume could never hold that."
                 return self._no(found, "too-large", message, None)
+            case reason if reason == PEER_TOO_LARGE:
+                most = format_size(self._allowance(ask.peer).max_size or 0)
+                message = f"The video needs {needs}; {ask.peer} may keep at most {most} in one."
+                return self._no(found, "too-large", message, None)
+            case "quota-exceeded":
+                message = f"The video needs {needs}; {ask.peer} may have {has} more here."
+                return self._no(found, "quota-exceeded", message, None)
             case "queue-full":
                 message = "Too many requests are waiting; ask again later."
                 return self._no(found, "queue-full", message, 60)

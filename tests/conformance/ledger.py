@@ -10,6 +10,7 @@ from zope.interface.verify import verifyObject
 from backupd.interfaces import ILedger
 from tests.conformance.ledger_lines import LineTests
 from tests.conformance.ledger_lists import ListTests
+from tests.conformance.ledger_quota import QuotaTests
 from tests.conformance.ledger_repairs import RepairTests
 from tests.conformance.ledger_requests import RequestTests
 
@@ -23,7 +24,7 @@ def make_ledger_tests(
     "off the reactor thread" meaning at once.
     """
 
-    class LedgerTests(RequestTests, LineTests, ListTests, RepairTests):
+    class LedgerTests(RequestTests, LineTests, ListTests, RepairTests, QuotaTests):
         def setUp(self) -> None:
             self.ledger = fixture(self)
 

@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from backupd.errors import LedgerFailed, StorageFailed
-from backupd.interfaces import IStorage
+from backupd.interfaces import Allowance, IStorage
 from backupd.ledger.sql import SqlLedger
 from backupd.receiver.admission import Admission, Decision
 from backupd.requests import (
@@ -31,6 +31,8 @@ from backupd.settings import Settings
 from tests.conformance.samples import an_upload, to_offered
 from tests.ledger.offs import WhenTold, at_once
 from tests.outcomes import pending, result_of
+from tests.receiver.world import WorldCase, set_attribute
+from tests.receiver.world import now as outcome
 
 GB = 1024**3
 PEER = "http://localhost:3002"
@@ -446,3 +448,32 @@ class AnyOrder(RuleBasedStateMachine):
 
 TestAnyOrder = AnyOrder.TestCase
 TestAnyOrder.settings = profile(max_examples=40, stateful_step_count=25, deadline=None)
+
+
+class AllowanceTests(WorldCase):
+    """What one peer may have."""
+
+    def ask(self, allowance: Allowance, size: int) -> Decision:
+        world = self.world
+        set_attribute(self, world.admission, "_allowance", lambda peer: allowance)
+        decided: Decision = outcome(
+            world.admission.ask(
+                peer="b", origin="http://b:1", video=1, size=size, callback="http://b:1/x"
+            )
+        )
+        return decided
+
+    def test_quota(self) -> None:
+        """Beyond its quota a peer hears how much it may still have, and nothing is reserved."""
+        decision = self.ask(Allowance(quota=1000), 1001)
+        assert (decision.reason, decision.available) == ("quota-exceeded", 1000)
+        assert decision.request is None
+        assert outcome(self.world.ledger.totals()).live == 0
+        assert self.ask(Allowance(quota=1000), 1000).request is not None
+
+    def test_largest(self) -> None:
+        """One backup is no larger than the peer may make it."""
+        decision = self.ask(Allowance(max_size=1000), 1001)
+        assert (decision.reason, decision.retry_after) == ("too-large", None)
+        assert "at most" in decision.message
+        assert self.ask(Allowance(max_size=1000), 1000).request is not None

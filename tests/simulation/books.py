@@ -15,7 +15,7 @@ from backupd.errors import (
     NoSuchRequest,
     UploadHeld,
 )
-from backupd.interfaces import Entry, Line, Room, Totals, Upload
+from backupd.interfaces import Allowance, Entry, Line, Room, Totals, Upload, Usage
 from backupd.requests import (
     Ask,
     Backup,
@@ -144,6 +144,28 @@ class Books(KeptBooks):
                 return row
         return None
 
+    def usage(self, peer: str) -> Usage:
+        """What a peer has: see `ILedger.usage`."""
+        mine = [row.request for row in self.alive.values() if row.request.ask.peer == peer]
+        return Usage(
+            kept=sum(
+                one.size for one in [kept for _, kept in self.backups.values()] if one.peer == peer
+            ),
+            reserved=sum(one.ask.size for one in mine),
+            pending=sum(isinstance(one, Pending) for one in mine),
+        )
+
+    def _within(
+        self, peer: str, allowance: Allowance, growth: int, found: Room, *, new: bool
+    ) -> Room:
+        if found.reason is not None or (allowance.quota is None and allowance.max_pending is None):
+            return found
+        has = self.usage(peer)
+        available = found.available
+        if allowance.quota is not None:
+            available = min(available, max(0, allowance.quota - has.kept - has.reserved))
+        return Room(available=available, reason=has.obstacle(allowance, growth, new=new))
+
     def admit(
         self,
         ask: Ask,
@@ -152,6 +174,7 @@ class Books(KeptBooks):
         max_pending: int,
         expires_at: float | None,
         fresh: bool,
+        allowance: Allowance,
     ) -> tuple[Live | None, Room]:
         totals, row = self.totals(), self._same(ask)
         if row is not None:
@@ -162,13 +185,16 @@ class Books(KeptBooks):
             owed = max(0, old.ask.size - row.allocated)
             growth = max(0, new.ask.size - row.allocated) - owed
             found = room(totals.promised, growth)
-            if found.reason is not None and growth > 0:
+            more = new.ask.size - old.ask.size
+            found = self._within(ask.peer, allowance, more, found, new=False)
+            if found.reason is not None and more > 0:
                 return None, found
             self._replace(row, new, asked=True)
             return new, replace(found, reason=None)
         found = room(totals.promised, ask.size + self.footprint)
         if found.reason is None and totals.pending >= max_pending:
             found = replace(found, reason="queue-full")
+        found = self._within(ask.peer, allowance, ask.size, found, new=True)
         if found.reason is not None:
             return None, found
         request = Pending(ask=ask, due_at=now, expires_at=expires_at)

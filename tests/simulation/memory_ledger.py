@@ -11,6 +11,8 @@ from zope.interface import implementer
 
 from backupd.errors import LedgerFailed
 from backupd.interfaces import (
+    NO_LIMITS,
+    Allowance,
     Condition,
     Entry,
     ILedger,
@@ -20,6 +22,7 @@ from backupd.interfaces import (
     Room,
     Totals,
     Upload,
+    Usage,
 )
 from backupd.requests import Ask, Backup, BackupRequest, Live, Pending, VideoId
 from tests.simulation.books import Books
@@ -105,8 +108,11 @@ class MemoryLedger:
         max_pending: int,
         expires_at: float | None = None,
         fresh: bool = False,
+        allowance: Allowance = NO_LIMITS,
     ) -> Deferred[tuple[Live | None, Room]]:
-        return self._write(lambda b: b.admit(ask, room, now, max_pending, expires_at, fresh))
+        return self._write(
+            lambda b: b.admit(ask, room, now, max_pending, expires_at, fresh, allowance)
+        )
 
     def join(self, ask: Ask, final: Upload, *, now: float, expires_at: float) -> Deferred[Live]:
         return self._write(lambda b: b.join(ask, final, now, expires_at))
@@ -189,6 +195,9 @@ class MemoryLedger:
 
     def put_backup(self, backup: Backup) -> Deferred[bool]:
         return self._write(lambda b: b.put_backup(backup))
+
+    def usage(self, peer: str) -> Deferred[Usage]:
+        return self._read(lambda b: b.usage(peer))
 
     def drop_backup(self, backup_id: str) -> Deferred[Backup]:
         return self._write(lambda b: b.drop_backup(backup_id))
