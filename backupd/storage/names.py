@@ -103,7 +103,7 @@ def _repaired(name: str, limit: int) -> str:
         name = f"_{name[1:]}"
     if name.endswith((".", " ")):
         name = f"{name[:-1]}_"
-    if name.partition(".")[0].rstrip(" ").upper() in _DEVICES:
+    if name.partition(".")[0].strip(" ").upper() in _DEVICES:
         name = f"_{name}"
     if len(name.encode()) <= limit:
         return name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 from collections.abc import Iterator
 from typing import Any
@@ -159,8 +160,13 @@ def test_a_notice_said_twice_sends_once(daemon: Daemon) -> None:
     with PlainReceiver(sha256) as plain:
         assert daemon.ctl("send", CLIP, "--to", plain.url, "--video-id", "26").code == 0
         path = "/" + plain.asks[0][LINK].split("/", 3)[3]
-        own = f"{plain.url}/api/v1/backup"
-        notice = {"videoId": 26, SEND: f"{own}/receive-backup/x", COMPLETE: f"{own}/c"}
+        own, name = f"{plain.url}/api/v1/backup", base64.urlsafe_b64encode(b"26").decode()
+        plain.received.clear()
+        notice = {
+            "videoId": 26,
+            SEND: f"{own}/receive-backup/{name}",
+            COMPLETE: f"{own}/complete-backup/{name}",
+        }
         assert daemon.call("POST", path, notice).status == 202
         assert entry(daemon, 26)["state"] == "VERIFIED"
-        assert "x" not in plain.received
+        assert plain.received == {}

@@ -143,6 +143,7 @@ def test_file_is_made_safe_once(raw: str) -> None:
         ("../../etc/passwd", "_._.._etc_passwd"),
         ("C:\\video.mp4", "C__video.mp4"),
         ("con.mp4", "_con.mp4"),
+        (" CON", "_ CON"),
         ("backup.json", "_backup.json"),
         ("Backup.JSON", "_Backup.JSON"),
         (".mp4", "_mp4"),
