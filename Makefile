@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 COMPILE = $(BIN)/uv pip compile --quiet --no-config --upgrade --universal --python-version 3.11 \
 	--only-binary :all: --generate-hashes --no-header --no-emit-index-url --no-emit-find-links
 
-.PHONY: help venv test simulate torture demo run bench pins clean
+.PHONY: help venv test simulate torture mutations demo run bench pins clean
 .DEFAULT_GOAL := help
 
 help:
@@ -18,6 +18,7 @@ help:
 	@echo '              (VIDEO=path takes yours)'
 	@echo 'make test     every check and every test'
 	@echo 'make simulate whole daemons on one clock, SEEDS=n histories of faults; torture: 100000'
+	@echo 'make mutations does the suite find small faults? puts each of a list into a copy'
 	@echo 'make run      one server in the foreground, on http://localhost:3000'
 	@echo 'make fuzz     100,000 requests that nobody should send; SEED=n repeats a run'
 	@echo 'make bench    the measurements, in one table'
@@ -52,6 +53,9 @@ test: venv
 
 simulate: venv
 	@$(BIN)/python -m tests.simulation --seeds $(SEEDS)
+
+mutations: venv
+	@$(BIN)/python -m tests.simulation.mutate --seeds $(SEEDS)
 
 torture: venv
 	@$(BIN)/python -m tests.simulation --seeds 100000

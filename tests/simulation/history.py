@@ -36,6 +36,7 @@ from tests.simulation.timeline import START, Owner, Timeline
 __all__ = ["History", "Outcome", "run"]
 
 MOST_STEPS = 300_000
+MOST_LIVES = 200
 IDLE = 900.0
 """Seconds that a history goes on after everything has come to its end."""
 
@@ -170,6 +171,8 @@ class History:
         if self.violations:
             raise Violation(self.violations[0])
         for machine in self.machines.values():
+            if machine.lives > MOST_LIVES:
+                raise Violation(f"{machine.name} starts again and again.")
             if machine.dirty:
                 machine.dirty = False
                 self.watch.look(machine)
@@ -179,7 +182,9 @@ class History:
     def _settled(self) -> bool:
         """Whether nothing is left to be done."""
         return all(
-            machine.quiet and not machine.books.alive and not machine.books.going
+            machine.quiet
+            and not machine.books.alive
+            and (not machine.books.going or self.plan.cramped)
             for machine in self.machines.values()
         )
 

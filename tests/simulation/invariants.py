@@ -35,8 +35,8 @@ class Watch:
             self.allow(history.machines[video.machine].url, video.name, video.content())
         self._offsets: dict[str, int] = {}
         self._states: dict[str, str] = {}
+        self._sizes: dict[str, int] = {}
         self._capabilities: dict[str, str] = {}
-        self._promised: dict[str, str] = {}
         self._kept: dict[str, str] = {}
         self._entries: dict[str, str] = {}
         self._cancelled: dict[str, None] = {}
@@ -89,6 +89,8 @@ class Watch:
             self._history.outcome.moves[f"{before or 'nothing'} -> {state}"] += 1
             if before in ("STORED", "EXPIRED", "CANCELLED", "FAILED"):
                 self._fail(machine, f"let {request_id} go from {before} to {state}")
+        # Whoever asks again may ask for less than has come already.
+        self._sizes[request_id] = max(request.ask.size, self._sizes.get(request_id, 0))
         owner = self._capabilities.setdefault(request.ask.capability, request_id)
         if owner != request_id:
             self._fail(machine, f"gave one capability to {owner} and {request_id}")
@@ -103,6 +105,8 @@ class Watch:
             if upload.offset < before:
                 self._fail(machine, f"went back from {before} to {upload.offset} in {upload_id}")
             self._offsets[upload_id] = upload.offset
+            if upload.offset > self._sizes[upload.request_id]:
+                self._fail(machine, f"took {upload.offset} bytes for {request.ask.size}")
             if not upload.offset or state_name(request) == "STORING":
                 continue
             there = self._durable(machine, f"{INCOMING}/{upload_id}")
@@ -200,7 +204,7 @@ class Watch:
         for entry_id, (_, entry) in machine.books.entries.items():
             if entry.state in ("VERIFIED", "CANCELLED"):
                 continue
-            if entry_id in self._cancelled:
+            if entry_id in self._cancelled or (self._plan.cramped and entry.state == "ASKING"):
                 continue
             self._fail(
                 machine,

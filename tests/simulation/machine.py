@@ -18,11 +18,12 @@ from backupd.service import BackupService
 from backupd.settings import Settings
 from backupd.tap import DISK_THREADS, FOOTPRINT, chance_from, join
 from tests.simulation.books import Books
-from tests.simulation.disk import Disk, View
+from tests.simulation.disk import Disk
 from tests.simulation.memory_ledger import MemoryLedger
 from tests.simulation.network import Network
 from tests.simulation.process import Process, Threads
 from tests.simulation.timeline import Crash, Timeline
+from tests.simulation.view import View
 
 __all__ = ["Machine", "Pace"]
 

@@ -1,7 +1,7 @@
 """The protocol as a sender may rely on it, in plain Python: the specification of one request.
 
 Every method says what the answer to a message must be in the state at hand, and moves on. What a
-crash, or a connection that broke, left open is asked of the receiver (`believe`), and it may only
+crash, or a connection that broke, left open is asked of the receiver, and it may only
 be what those who know the last answer can expect.
 """
 
@@ -32,10 +32,13 @@ class Model:
     whole: bytes | None = None
     """The newest upload that is whole."""
 
-    def noticed(self) -> None:
-        """An offer came and was taken."""
-        if self.state == "PENDING":
+    notices: int = 0
+
+    def told(self, notices: int) -> None:
+        """So many offers have come, and were taken."""
+        if notices > self.notices and self.state == "PENDING":
             self.state = "OFFERED"
+        self.notices = notices
 
     def closed(self) -> int | None:
         """How anything but ``complete`` is answered once it is over."""

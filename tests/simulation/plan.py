@@ -72,6 +72,9 @@ class Plan:
     capacity: dict[str, int] = field(default_factory=dict)
     sqlite: bool = False
     lazy_reads: bool = False
+    cramped: bool = False
+    """There is not room for everything."""
+
     knobs: dict[str, int] = field(default_factory=dict)
     weather: dict[str, Any] = field(default_factory=dict)
     videos: list[Video] = field(default_factory=list)
@@ -122,12 +125,21 @@ def draw(seed: int, *, sqlite_share: float = 0.04) -> Plan:
             plan.actions.append(_fault(plan, names, rng))
     if rng.random() < 0.4:
         _strangers(plan, names, rng)
+    if rng.random() < 0.15:
+        plan.cramped = True
+        for name in names:
+            floor = plan.machines[name]["reserved_space"]
+            own = sum(one.size + 8192 for one in plan.videos if one.machine == name)
+            room = rng.choice((60_000, 150_000, 300_000))
+            plan.capacity[name] = floor + own + 20_000 + room
     plan.actions.sort(key=lambda action: action.at)
     ends = [action.at + action.what.get("lasts", 0.0) for action in plan.actions]
     plan.calm_at = max([60.0, *ends]) + 5.0
     plan.patience = 3 * 3600.0
     if any(action.kind == "stranger" for action in plan.actions):
         plan.patience = 8 * 3600.0
+    if plan.cramped:
+        plan.patience = 2 * 3600.0
     return plan
 
 
@@ -175,7 +187,7 @@ def _videos(plan: Plan, names: list[str], rng: random.Random) -> None:
     tight = rng.random() < 0.3
     for name in names:
         floor = plan.machines[name]["reserved_space"]
-        plan.capacity[name] = floor + total[name] + (60_000 if tight else 2_000_000)
+        plan.capacity[name] = floor + total[name] + (60_000 if tight else 1_000_000)
 
 
 KINDS = (

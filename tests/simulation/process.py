@@ -18,8 +18,9 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from backupd.errors import ShuttingDown
-from tests.simulation.network import LOOPBACK, Connector, End, Network, Port
+from tests.simulation.network import LOOPBACK, Connector, Network, Port
 from tests.simulation.timeline import Call, Crash, Owner, Timeline
+from tests.simulation.transport import End
 
 __all__ = ["Host", "Process", "Threads"]
 

@@ -12,6 +12,7 @@ import random
 from typing import TYPE_CHECKING, Any
 
 from backupd.peer.exchange import Reply
+from backupd.requests import Stored, Storing
 from tests.simulation.stranger import Asked, Stranger
 
 if TYPE_CHECKING:
@@ -84,7 +85,8 @@ class Walk:
         match step:
             case "post":
                 self._least = 0
-                self._posted(await stranger.post(asked, content, digest=digest))
+                chunked = rng.random() < 0.3
+                self._posted(await stranger.post(asked, content, digest=digest, chunked=chunked))
             case "cut":
                 self._least = 0
                 sent = rng.randint(0, len(content) - 1)
@@ -104,7 +106,7 @@ class Walk:
             case "too long":
                 self._least = 0
                 long = content + bytes(self._what["size"])
-                self._refused(await stranger.post(asked, long), step)
+                self._refused(await stranger.post(asked, long, chunked=rng.random() < 0.5), step)
             case "wrong offset":
                 offset = rng.randint(1, len(content) + 5)
                 status, stands = await stranger.standing(asked)
@@ -113,8 +115,9 @@ class Walk:
                     self._refused(await stranger.patch(asked, offset, data), step)
             case "wrong size":
                 size = len(content) + rng.choice((-1, 1))
+                before = self._receiver.books.rows.get(asked.answer["requestId"])
                 reply = await stranger.finish(asked, size=size)
-                if asked.backup is None:
+                if before is not None and not isinstance(before.request, Stored | Storing):
                     self._refused(reply, step)
             case "wrong video":
                 self._refused(await stranger.finish(asked, video="another"), step)
@@ -148,6 +151,8 @@ class Walk:
             said = json.loads(reply.body)
             if said["sha256"] != hashlib.sha256(self._content).hexdigest():
                 self._lie("says that it received other bytes than were sent")
+            if self._what["announced"] == "wrong" and not self._what["twice"]:
+                self._lie("took other bytes than were announced")
 
     def _refused(self, reply: Reply | None, step: str) -> None:
         self._least = 0

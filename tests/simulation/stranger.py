@@ -21,6 +21,11 @@ from tests.simulation.timeline import Timeline
 __all__ = ["Asked", "Stranger"]
 
 NOTICE = b"/notice/"
+CHUNK = 3000
+
+
+def _chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
 
 
 class _Call(Protocol):
@@ -197,13 +202,18 @@ class Stranger:
         *,
         sent: int | None = None,
         then: str = "wait",
+        chunked: bool = False,
         patience: float = 100.0,
     ) -> Reply | None:
         """One request. Of the body only ``sent`` bytes go out; ``then`` says what follows."""
         port, _, path = url.removeprefix("http://localhost:").partition("/")
         lines = [f"{method} /{path} HTTP/1.1", f"Host: localhost:{port}", "Connection: close"]
         lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
-        if method != "HEAD":
+        if chunked:
+            lines.append("Transfer-Encoding: chunked")
+            body = b"".join(_chunk(body[at : at + CHUNK]) for at in range(0, len(body), CHUNK))
+            body += _chunk(b"")
+        elif method != "HEAD":
             lines.append(f"Content-Length: {len(body)}")
         data = "\r\n".join([*lines, "", ""]).encode() + body[:sent]
         answer: Deferred[Reply | None] = Deferred()
@@ -259,13 +269,14 @@ class Stranger:
         digest: bytes | None = None,
         sent: int | None = None,
         then: str = "wait",
+        chunked: bool = False,
     ) -> Reply | None:
         """The bytes of the video, or some of them."""
         headers = {"Content-Type": "video/mp4"}
         if digest is not None:
             headers["Content-Digest"] = f"sha-256=:{b64encode(digest).decode()}:"
         return await self.request(
-            "POST", asked.upload or "", content, headers, sent=sent, then=then
+            "POST", asked.upload or "", content, headers, sent=sent, then=then, chunked=chunked
         )
 
     async def standing(self, asked: Asked) -> tuple[int, int | None]:

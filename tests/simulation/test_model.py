@@ -8,7 +8,7 @@ import random
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -137,7 +137,9 @@ class Senders(RuleBasedStateMachine):
                 content = b""
         right = how != "wrong"
         digest = hashlib.sha256(content if right else b"other").digest()
-        reply = self.do(self.stranger.post(asked, content, digest=digest))
+        # An empty body in chunks shows only when it ends.
+        chunked = data.draw(st.booleans()) and how == "right"
+        reply = self.do(self.stranger.post(asked, content, digest=digest, chunked=chunked))
         self.agree(reply, model.post(content, right=right))
         if reply is not None and reply.status == 200:
             answer = json.loads(reply.body)
@@ -194,8 +196,6 @@ class Senders(RuleBasedStateMachine):
             asked.backup = json.loads(reply.body)
             assert before in (None, asked.backup), "the answer to a repeat is the same"
         self.pass_time(6.0)
-        if model.state == "PENDING":
-            model.noticed()
 
     @precondition(lambda self: len(self.asked) > 1)
     @rule(data=st.data())
@@ -233,9 +233,19 @@ class Senders(RuleBasedStateMachine):
             return
         for asked, model in zip(self.asked, self.models, strict=True):
             row = self.receiver.books.rows[asked.answer["requestId"]]
-            if asked.links and asked.told == 202:
-                model.noticed()
+            model.told(len(asked.links))
             assert state_name(row.request) == model.state, asked
+
+    @invariant()
+    def nobody_waits_beside_a_free_turn(self) -> None:
+        if self._waiting_beside_a_free_turn():
+            self.pass_time(11.0)
+            self.states_agree()
+            assert not self._waiting_beside_a_free_turn()
+
+    def _waiting_beside_a_free_turn(self) -> bool:
+        states = [model.state for model in getattr(self, "models", [])]
+        return "PENDING" in states and sum(s in ("OFFERED", "RECEIVING") for s in states) < 2
 
     @invariant()
     def offsets_agree(self) -> None:
@@ -256,5 +266,6 @@ TestSenders.settings = settings(
     stateful_step_count=25,
     deadline=None,
     derandomize=True,
+    phases=(Phase.explicit, Phase.generate),
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )

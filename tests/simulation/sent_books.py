@@ -1,0 +1,97 @@
+"""What the in-memory ledger has written of the outbox: the same rules as
+`backupd.ledger.entry_table`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from backupd.errors import NoSuchEntry
+from backupd.interfaces import Entry
+from backupd.requests import VideoId, same_video, video_key
+
+__all__ = ["OVER", "SentBooks"]
+
+OVER = frozenset({"VERIFIED", "UNVERIFIED", "FAILED", "CANCELLED"})
+
+
+class SentBooks:
+    """Entries of the outbox, each with its number."""
+
+    def __init__(self, number: Callable[[], int]) -> None:
+        self._next = number
+        self.entries: dict[str, tuple[int, Entry]] = {}
+        self.going: dict[str, None] = {}
+
+    # -- the outbox -------------------------------------------------------------------------------
+
+    def enqueue(self, new: Entry) -> Entry:
+        for entry_id in self.going:
+            one = self.entries[entry_id][1]
+            if (video_key(one.video), one.path, one.to) == (video_key(new.video), new.path, new.to):
+                return one
+        self._put_entry(new)
+        return new
+
+    def _put_entry(self, entry: Entry) -> None:
+        number = self.entries[entry.entry_id][0] if entry.entry_id in self.entries else 0
+        self.entries[entry.entry_id] = number or self._next(), entry
+        if entry.state in OVER:
+            self.going.pop(entry.entry_id, None)
+        else:
+            self.going[entry.entry_id] = None
+
+    def entry(self, entry_id: str) -> Entry:
+        if entry_id not in self.entries:
+            raise NoSuchEntry(f"There is no outbox entry {entry_id}.")
+        return self.entries[entry_id][1]
+
+    def entry_by_capability(self, capability: str) -> Entry:
+        for _, entry in self.entries.values():
+            if entry.capability == capability:
+                return entry
+        raise NoSuchEntry("This link belongs to no video that is being sent.")
+
+    def entries_for(self, video: VideoId, limit: int) -> list[Entry]:
+        going = [self.entries[entry_id][1] for entry_id in self.going]
+        return [one for one in going if same_video(one.video, video)][:limit]
+
+    def change_entry(self, entry_id: str, step: Callable[[Entry], Entry]) -> Entry:
+        old = self.entry(entry_id)
+        new = step(old)
+        if new != old:
+            self._put_entry(new)
+        return new
+
+    def entry_page(self, over: bool | None, after: int, limit: int) -> list[tuple[int, Entry]]:
+        found = [
+            (number, one)
+            for number, one in self.entries.values()
+            if number > after and over in (None, one.state in OVER)
+        ]
+        return found[:limit]
+
+    def entries_due(self, now: float, limit: int, without: Sequence[str]) -> list[Entry]:
+        if not self.going:
+            return []
+        due = [self.entries[one][1] for one in self.going if one not in without]
+        due = [one for one in due if one.due_at <= now]
+        due.sort(key=lambda one: one.due_at)
+        return due[:limit]
+
+    def purge_entries(self, before: float, limit: int) -> int:
+        newest: dict[tuple[str, str], int] = {}
+        for number, one in self.entries.values():
+            key = one.path, one.to
+            newest[key] = max(number, newest.get(key, 0))
+        old = [
+            one
+            for number, one in self.entries.values()
+            if one.state in OVER
+            and one.changed_at < before
+            and not (one.state in ("VERIFIED", "UNVERIFIED") and newest[one.path, one.to] == number)
+        ]
+        old.sort(key=lambda one: one.changed_at)
+        for one in old[:limit]:
+            del self.entries[one.entry_id]
+        return len(old[:limit])
