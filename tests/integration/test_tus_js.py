@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
-from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +10,12 @@ import pytest
 
 from tests.integration.clients import Running, install
 from tests.integration.cutter import Cutter
-from tests.integration.daemons import Daemon, call, wait_until
+from tests.integration.daemons import Daemon, wait_until
+from tests.integration.places import SIZE, Place
 from tests.integration.plain import PlainSender
 from tests.integration.proxies import PROXIES
 
 MIB = 1024**2
-SIZE = 12 * MIB + 4711
 HEADERS = 8192
 """More than the heads of the few requests that finish an upload."""
 
@@ -26,72 +23,6 @@ HEADERS = 8192
 @pytest.fixture(scope="module")
 def clients(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return install(tmp_path_factory.mktemp("npm"))
-
-
-@pytest.fixture(scope="module")
-def video_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A video, or what passes for one."""
-    path = tmp_path_factory.mktemp("video") / "Ferien, 2.mp4"
-    path.write_bytes(random.Random(5).randbytes(SIZE))
-    return path
-
-
-@pytest.fixture
-def cutter() -> Iterator[Cutter]:
-    door = Cutter()
-    yield door
-    door.close()
-
-
-@pytest.fixture
-def daemon(tmp_path: Path, cutter: Cutter) -> Iterator[Daemon]:
-    """A daemon that hands out links through the door."""
-    turns = {"max_concurrent_transfers": "100", "max_per_peer": "100"}
-    with Daemon(tmp_path, host=cutter.host, loop_interval="0.2", **turns) as running:
-        cutter.target = running.port
-        yield running
-
-
-class Place:
-    """Where to upload to: an offer's link, or ``/api/v1/uploads``."""
-
-    def __init__(self, daemon: Daemon, url: str, sender: PlainSender | None, file: Path) -> None:
-        self.daemon, self.file = daemon, file
-        self._complete: str | None = None
-        self.endpoint = f"{url}/api/v1/uploads"
-        self.metadata = {"filename": file.name, "filetype": "video/mp4"}
-        if sender is None:
-            self.metadata["videoId"] = "7"
-        else:
-            self.endpoint, self._complete = sender.turn(daemon.url, 7, SIZE)
-
-    def options(self, **more: Any) -> dict[str, Any]:
-        return {"file": self.file, "endpoint": self.endpoint, "metadata": self.metadata} | more
-
-    def check(self) -> None:
-        """It is stored, under its name, whole and right; and nothing else is left."""
-        if self._complete is not None:
-            done = partial(call, "POST", body={"videoId": 7, "success": True})
-            port = self.daemon.port
-            link = "/" + self._complete.split("/", 3)[3]
-            assert done(url=f"http://localhost:{port}{link}").status == 200
-        (kept,) = self.daemon.backups()
-        digest = hashlib.sha256(self.file.read_bytes()).hexdigest()
-        assert (kept["size"], kept["sha256"]) == (SIZE, digest)
-        assert (kept["fileName"], kept["contentType"]) == (self.file.name, "video/mp4")
-        assert self.daemon.incoming == []
-        assert self.daemon.requests() == []
-
-
-@pytest.fixture(params=["link", "direct"])
-def place(
-    request: pytest.FixtureRequest,
-    daemon: Daemon,
-    cutter: Cutter,
-    sender: PlainSender,
-    video_file: Path,
-) -> Place:
-    return Place(daemon, cutter.url, sender if request.param == "link" else None, video_file)
 
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -112,7 +43,7 @@ def test_an_upload(clients: Path, place: Place, way: str) -> None:
     place.check()
 
 
-def test_a_length_that_is_not_known(clients: Path, place: Place, daemon: Daemon) -> None:
+def test_a_length_that_is_not_known(clients: Path, place: Place) -> None:
     """On a link; a direct upload asks for its room first."""
     more = {"uploadLengthDeferred": True, "chunkSize": MIB, "retryDelays": None}
     options = place.options(stream=True, **more)
@@ -166,7 +97,7 @@ def test_a_client_that_is_killed_and_started_again(
 
 @pytest.mark.parametrize("way", ["plain", "chunks", "parallel chunks"])
 def test_a_receiver_that_is_killed(
-    clients: Path, place: Place, cutter: Cutter, daemon: Daemon, way: str
+    clients: Path, place: Place, cutter: Cutter, behind: Daemon, way: str
 ) -> None:
     """``kill -9`` in the middle; nothing that was acknowledged is sent again."""
     base = cutter.sent
@@ -174,8 +105,8 @@ def test_a_receiver_that_is_killed(
 
     def kill() -> None:
         seen.append(cutter.sent)
-        daemon.kill()
-        daemon.start()
+        behind.kill()
+        behind.start()
 
     cutter.call_at(base + 7 * MIB, kill)
     upload = Running(clients, **place.options(**WAYS[way]))
