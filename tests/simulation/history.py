@@ -7,24 +7,20 @@ import hashlib
 import random
 import shutil
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
-from unittest.mock import patch
 
 from twisted.internet.defer import Deferred
 from twisted.logger import LogEvent, LogLevel, formatEvent, globalLogPublisher
-from werkzeug.routing import Rule
 
 from backupd.errors import BackupdError
 from backupd.ledger.sql import SqlLedger
-from backupd.peer import file_body
-from backupd.receiver import blocks
+from backupd.peer.exchange import Reply
 from backupd.requests import Cancelled, ended
 from tests.ledger.offs import at_once
 from tests.simulation.disk import Fault
 from tests.simulation.invariants import Violation, Watch
+from tests.simulation.knobs import turned
 from tests.simulation.machine import Machine
 from tests.simulation.network import Network, Weather
 from tests.simulation.plan import Action, Plan
@@ -198,11 +194,28 @@ class History:
             while not self._settled() and self.timeline.step(end):
                 self.look()
             self.watch.at_the_end()
+            self._get_back()
             if time == 0:
                 for machine in self.machines.values():
                     machine.crash(power=True)
                 for machine in self.machines.values():
                     machine.start()
+
+    def _get_back(self) -> None:
+        """Every video that its sender was told is stored comes back, byte for byte."""
+        for machine in self.machines.values():
+            for _, entry in list(machine.books.entries.values()):
+                if entry.state != "VERIFIED" or entry.content_url is None:
+                    continue
+                got: list[Reply | None] = []
+                asking = self.stranger.start(self.stranger.request("GET", entry.content_url))
+                asking.addCallback(got.append)
+                end = self.timeline.now + 200.0
+                while not got and self.timeline.step(end):
+                    self.look()
+                body = got[0].body if got and got[0] is not None else b""
+                if hashlib.sha256(body).hexdigest() != entry.sha256:
+                    raise Violation(f"Video {entry.video} does not come back from {entry.to}")
 
     # -- what happens -----------------------------------------------------------------------------
 
@@ -391,26 +404,6 @@ class History:
             self._as(process, work)
 
 
-def _no_builder(*_: object) -> None:
-    """Builds no URL."""
-    raise NotImplementedError
-
-
-@contextmanager
-def _knobs(plan: Plan) -> Iterator[None]:
-    """Small blocks make a small video a long one."""
-    knobs = plan.knobs
-    with (
-        patch.object(blocks, "BLOCK", knobs["BLOCK"]),
-        patch.object(blocks, "SYNC_BYTES", knobs["SYNC_BYTES"]),
-        patch.object(file_body, "BLOCK", knobs["FILE_BLOCK"]),
-        patch.object(file_body, "SLICE", knobs["SLICE"]),
-        # Half of the time of a start goes into compiling what builds URLs; nothing here does.
-        patch.object(Rule, "_compile_builder", lambda self, append_unknown=True: _no_builder),
-    ):
-        yield
-
-
 def _make_empty_ledger(path: Path) -> None:
     """A ledger with its tables, to be copied: making them takes longer than a history."""
     if not path.exists():
@@ -433,7 +426,7 @@ def run(plan: Plan, *, traced: bool = False, scratch: Path | None = None) -> Out
     # What a history leaves behind is taken apart between histories, never in the middle of one.
     gc.disable()
     try:
-        with _knobs(plan):
+        with turned(plan.knobs):
             outcome = history.run()
         if traced or outcome.violation:
             outcome.trace = history.trace()

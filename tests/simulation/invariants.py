@@ -110,9 +110,18 @@ class Watch:
             if not upload.offset or state_name(request) == "STORING":
                 continue
             there = self._durable(machine, f"{INCOMING}/{upload_id}")
+            if upload.partial:
+                final = next((f for _, f in books.uploads.values() if upload_id in f.parts), None)
+                if final is not None and final.offset:
+                    continue  # its bytes are on their way into the whole
+                if final is not None and there is None:
+                    # The first part's file becomes the whole's before that is recorded.
+                    there = self._durable(machine, f"{INCOMING}/{final.upload_id}")
             meant = self._contents.get((request.ask.peer, str(request.ask.video)), [])
             if there is None:
                 self._fail(machine, f"recorded {upload.offset} bytes of {upload_id}: no such file")
+            elif upload.partial and any(there[: upload.offset] in one for one in meant):
+                pass
             elif not any(there[: upload.offset] == one[: upload.offset] for one in meant):
                 self._fail(
                     machine,

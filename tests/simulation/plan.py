@@ -113,6 +113,8 @@ def draw(seed: int, *, sqlite_share: float = 0.04) -> Plan:
         "SYNC_BYTES": rng.choice((4096, 32768, 64 * 1024 * 1024)),
         "FILE_BLOCK": rng.choice((4096, 65536, 1024 * 1024)),
         "SLICE": rng.choice((2048, 16384, 131072)),
+        "PIECE": rng.choice((4096, 65536, 64 * 1024 * 1024)),
+        "WORTH": rng.choice((8192, 16 * 1024 * 1024)),
     }
     plan.weather = {
         "pieces": rng.choice((1, 2, 6)),
