@@ -44,6 +44,7 @@ __all__ = ["main"]
 UNVERIFIED = 3
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+at_peer = click.option("--at", metavar="PEER", help="At this peer, which keeps ours.")
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -112,10 +113,13 @@ def send(
 @main.command("list")
 @click.option("--peer", help="Only of this peer.")
 @click.option("--video-id", help="Only of this video.")
+@at_peer
 @as_json
 @click.pass_obj
-def list_(api: Api, peer: str | None, video_id: str | None, as_json: bool) -> None:
-    """The backups that are kept here."""
+def list_(api: Api, peer: str | None, video_id: str | None, at: str | None, as_json: bool) -> None:
+    """The backups that are kept here, or for us by a peer."""
+    if at is not None:
+        api = Api.at_peer(at, os.environ)
     query = {"peer": peer, "videoId": video_id}
     wanted = {name: value for name, value in query.items() if value is not None}
     backups = list(api.pages("/api/v1/backups", "backups", wanted))
@@ -123,7 +127,7 @@ def list_(api: Api, peer: str | None, video_id: str | None, as_json: bool) -> No
         show({"backups": backups})
         return
     if not backups:
-        console.print("No backups are kept here yet.")
+        console.print(f"No backups are kept {'here' if at is None else 'there'} yet.")
         return
     table = table_of("backup", "video", "file", "size", "stored", "verified", "peer")
     for backup in backups:
@@ -208,10 +212,15 @@ def queue(api: Api, as_json: bool) -> None:
 @click.argument("backup_id", metavar="ID")
 @click.option("-o", "--output", type=click.Path(), help="File or folder to write to.")
 @click.option("--force", is_flag=True, help="Replace a file that is there.")
+@at_peer
 @as_json
 @click.pass_obj
-def restore(api: Api, backup_id: str, output: str | None, force: bool, as_json: bool) -> None:
+def restore(
+    api: Api, backup_id: str, output: str | None, force: bool, at: str | None, as_json: bool
+) -> None:
     """Get a backup back, resuming a partial file, and check its digest."""
+    if at is not None:
+        api = Api.at_peer(at, os.environ)
     backup = api.call("GET", f"/api/v1/backups/{part(backup_id)}")
     target = target_of(output, backup["fileName"])
     if target.exists() and not force:

@@ -12,10 +12,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
+from cryptography.x509 import load_der_x509_certificate
+
 from backupd.errors import BackupdError, SettingsError
 from backupd.own_folder import read_token
 from backupd.settings import load
-from backupd.trust.own_key import OWN_CERTIFICATE
+from backupd.trust.files import PeerFiles
+from backupd.trust.own_key import OWN_CERTIFICATE, pin_of
 
 __all__ = ["Api", "ApiFailed", "find_token", "find_url"]
 
@@ -62,10 +65,32 @@ def _trusted(environ: Mapping[str, str]) -> ssl.SSLContext:
     return context
 
 
-class Api:
-    """The API at ``url``. Never follows a redirect, never uses a proxy."""
+class _Pinned(http.client.HTTPSConnection):
+    """Says nothing before the other side has shown the one public key."""
 
-    def __init__(self, url: str, token: str | None) -> None:
+    def __init__(self, host: str, port: int | None, pin: str) -> None:
+        # Whoever signed it and whatever it is called: it is the key that counts.
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        super().__init__(host, port, timeout=TIMEOUT, context=context)
+        self._pin = pin
+
+    def connect(self) -> None:
+        super().connect()
+        shown = self.sock.getpeercert(binary_form=True)
+        if shown is None or pin_of(load_der_x509_certificate(shown)) != self._pin:
+            self.close()
+            raise ssl.SSLError("it shows another public key than the one of this peer")
+
+
+class Api:
+    """The API at ``url``. Never follows a redirect, never uses a proxy.
+
+    With a ``pin`` the server must have that public key, else be trusted by the system.
+    """
+
+    def __init__(self, url: str, token: str | None, pin: str | None = None) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ApiFailed(f"{url!r} is no URL; try http://localhost:3000")
@@ -73,8 +98,28 @@ class Api:
         self._host, self._port, self._tls = parts.hostname, parts.port, parts.scheme == "https"
         self._prefix = parts.path.rstrip("/")
         self._token = token
+        self._pin = pin
+        self._peer = ""
+
+    @classmethod
+    def at_peer(cls, name: str, environ: Mapping[str, str]) -> Api:
+        """The API of a peer, as that peer's own: with what our daemon shares with it.
+
+        Raises `ApiFailed`, `SettingsError`.
+        """
+        for peer in PeerFiles(load(environ).peers_folder).read():
+            if peer.name == name and peer.url is not None and peer.token is not None:
+                api = cls(peer.url, peer.token, peer.pin)
+                api._peer = name
+                return api
+        raise ApiFailed(
+            f"There is no peer {name!r} that we have joined; `backupctl peer list` shows them. Run "
+            "this as the daemon's user with the same BACKUPD_ROOT (or settings file)."
+        )
 
     def _connect(self) -> http.client.HTTPConnection:
+        if self._tls and self._pin is not None:
+            return _Pinned(self._host, self._port, self._pin)
         if self._tls:
             return http.client.HTTPSConnection(
                 self._host, self._port, timeout=TIMEOUT, context=_trusted(os.environ)
@@ -133,7 +178,9 @@ class Api:
             message = str(answer.get("detail") or answer.get("message"))
         except (OSError, ValueError, AttributeError, http.client.HTTPException):
             message = f"{self.url} answered {response.status} {response.reason}."
-        if response.status == 401:
+        if response.status == 401 and self._peer:
+            message = f"Peer {self._peer} does not take our token any more; has it revoked us?"
+        elif response.status == 401:
             message = (
                 "This needs the control token. It lies in .backupd/control-token under the "
                 "daemon's root: run this as the daemon's user with the same BACKUPD_ROOT (or "

@@ -222,8 +222,8 @@ def test_sql_stays_in_the_ledger_room() -> None:
 
 
 def test_keys_stay_where_they_are_looked_after() -> None:
-    """Keys and certificates are known in trust/, in peer/ and where the daemon listens."""
-    places = {"backupd.trust", "backupd.peer", "backupd.serving"}
+    """Keys and certificates are known in trust/, peer/, and where TLS is spoken besides."""
+    places = {"backupd.trust", "backupd.peer", "backupd.serving", "backupd.control"}
     rule = only_in(places, "cryptography", "OpenSSL", "twisted.internet.ssl")
     check(rule, "backupd.service", "from twisted.internet import ssl\nssl.CertificateOptions()")
 

@@ -44,8 +44,31 @@ def test_a_video_goes_there_and_back(servers: tuple[Server, Server], tmp_path: P
     (backup,) = keeper.ctl("list", "--json").json["backups"]
     assert (backup["peer"], backup["videoId"]) == ("owner", 2)
     back = tmp_path / "back.mp4"
-    assert keeper.ctl("restore", backup["backupId"], "-o", back).code == 0
+    (there,) = owner.ctl("list", "--at", "keeper", "--json").json["backups"]
+    assert there == backup
+    done = owner.ctl("restore", backup["backupId"], "--at", "keeper", "-o", back)
+    assert done.code == 0, done.err
     assert back.read_bytes() == CLIP.read_bytes()
+
+
+def test_what_is_got_back_comes_from_who_has_the_key(
+    servers: tuple[Server, Server], tmp_path: Path
+) -> None:
+    """Neither from somebody else in its place, nor from a peer that was not joined."""
+    _, owner = servers
+    record = owner.root / ".backupd/peers/keeper.json"
+    before = record.read_bytes()
+    told = json.loads(before) | {"pin": f"sha256//{'A' * 43}="}
+    try:
+        record.write_text(json.dumps(told))
+        done = owner.ctl("list", "--at", "keeper")
+        assert done.code == 1
+        assert "another public key" in done.err
+    finally:
+        record.write_bytes(before)
+    done = owner.ctl("list", "--at", "nobody")
+    assert done.code == 1
+    assert "no peer 'nobody' that we have joined" in done.err
 
 
 def test_after_a_renewal_all_goes_on(servers: tuple[Server, Server]) -> None:
