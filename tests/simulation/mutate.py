@@ -136,6 +136,10 @@ def main(arguments: list[str]) -> int:
                 )
             elif source.exists():
                 shutil.copy(source, tree / part)
+        passed, said = _run(tree, "-m", "tests.simulation", "--seeds", "3", seconds=300)
+        if not passed:
+            print(f"without any fault the simulation already fails:\n{said}")
+            return 2
         for mutation in mutations():
             if options.only not in mutation.why:
                 continue
