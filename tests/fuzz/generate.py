@@ -121,6 +121,8 @@ class Generator:
         if chance.random() < 0.03:
             self._framed = False
             return self._noise()
+        if self._known and chance.random() < 0.03:
+            return self._fitting()
         body, headers = self._body()
         path = chance.choice(self._often)
         method = chance.choice(self._routes[path] if chance.random() < 0.85 else METHODS)
@@ -139,6 +141,13 @@ class Generator:
         if chance.random() < 0.01:
             lines += [b"X-%d: y" % n for n in range(chance.choice((50, 600)))]
         return b"\r\n".join(lines) + b"\r\n\r\n" + body
+
+    def _fitting(self) -> bytes:
+        """What makes sense in itself, and comes at the wrong time."""
+        body = b'{"videoId": 2, "success": true}'
+        path = f"/api/v1/backup/complete-backup/{self._known[0]}"
+        head = f"POST {path} HTTP/1.1\r\nHost: {self._host}\r\nContent-Type: application/json"
+        return f"{head}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
 
     def _version(self) -> str:
         if self._random.random() < 0.95:
