@@ -25,7 +25,8 @@ WRITES = ("write", "writev", "pwrite64", "pwritev", "pwritev2")
 class Strace:
     """strace on a running process and all its threads, while the ``with`` lasts.
 
-    ``fail`` names calls and the error that they get, those on ``path`` only when that is given.
+    ``fail`` names calls and the error that they get, ``delay`` those that take some seconds more;
+    only those on ``path``, when that is given.
     `lines` is what was seen.
     """
 
@@ -36,6 +37,7 @@ class Strace:
         calls: Iterable[str],
         *,
         fail: tuple[Iterable[str], str] | None = None,
+        delay: tuple[Iterable[str], int] | None = None,
         path: Path | None = None,
         text: int = 700,
     ) -> None:
@@ -52,6 +54,10 @@ class Strace:
         if fail is not None:
             names, error = fail
             self._command += ["-e", f"inject={','.join(f'?{one}' for one in names)}:error={error}"]
+        if delay is not None:
+            what, seconds = delay
+            inject = f"{','.join(f'?{one}' for one in what)}:delay_enter={seconds * 10**6}"
+            self._command += ["-e", f"inject={inject}"]
         if path is not None:
             self._command += ["-P", str(path)]
         self._command += ["-p", str(pid)]

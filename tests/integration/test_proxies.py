@@ -8,6 +8,7 @@ import os
 import random
 import re
 import signal
+import socket
 import ssl
 import threading
 import time
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration import contract
 from tests.integration.contract import BYTES, PATCH, SHA, form, is_problem, path_of
 from tests.integration.daemons import (
     REPOSITORY,
@@ -348,23 +350,32 @@ def test_no_timeout_is_shorter_than_an_upload_may_stand_still() -> None:
 def test_an_upload_that_stands_still_for_two_minutes_goes_on(
     tmp_path: Path, sender: PlainSender, video: int
 ) -> None:
-    """Both proxies at once: twice as long as their defaults would wait."""
+    """A last sync that takes twice as long as proxies wait by default; both at once."""
+    size = 8 * MIB
 
     def wait(name: str) -> None:
         folder = tmp_path / name
         folder.mkdir()
         with PROXIES[name](folder, loop_interval="0.2") as front:
-            send, _ = sender.turn(front.daemon.url, f"{name} {video}", BIG)
-            upload = Upload(front, send, bytes(MIB))
-            os.kill(front.daemon.pid, signal.SIGSTOP)
-            try:
-                upload.start()
-                time.sleep(121)
-            finally:
-                os.kill(front.daemon.pid, signal.SIGCONT)
-            upload.join(60)
-            assert upload.answer is not None
-            assert upload.answer.status == 200
+            send, _ = sender.turn(front.daemon.url, f"{name} {video}", size)
+            begin = contract.head(front.daemon, "PUT", send, f"Content-Length: {size}")
+            with socket.create_connection(("127.0.0.1", front.daemon.port), 10) as plain:
+                plain.sendall(begin + bytes(9))
+            wait_until(partial(standing, front, send, 0), "some of it is there")
+            (upload,) = front.daemon.incoming
+            path = front.daemon.root / ".backupd" / "incoming" / upload
+            syncs = ["fdatasync"]
+            with (
+                Strace(folder, front.daemon.pid, syncs, delay=(syncs, 121), path=path),
+                front.connect(200.0) as connection,
+            ):
+                lines = [f"{key}: {value}" for key, value in PATCH.items()]
+                lines += ["Upload-Offset: 9", f"Content-Length: {size - 9}"]
+                connection.sendall(head(front, "PATCH", send, *lines) + bytes(size - 9))
+                begun = time.monotonic()
+                answer = answer_on(connection, "PATCH")
+                assert time.monotonic() - begun > 120
+            assert (answer.status, answer.headers["Upload-Offset"]) == (204, str(size))
 
     with ThreadPoolExecutor() as threads:
         list(threads.map(wait, PROXIES))
