@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from backupd.trust.peers import Right
+from backupd.trust.peers import Limits, Right
 from tests.receiver.world import now
 from tests.web.closed import CONTROL, ClosedCase, Said
 
@@ -253,6 +253,18 @@ class CallbackTests(ClosedCase):
         here = {self.LINK: "http://localhost:3002/ready"}
         assert self.room(CONTROL, **here).status == 200
         problem(self.room(CONTROL, **{self.LINK: "https://b.example/ready"}), 403)
+
+
+class LimitTests(ClosedCase):
+    """What the operator gives a peer is what it gets."""
+
+    def test_the_quota_of_the_invitation_counts(self) -> None:
+        self.put("b", Right.SEND, limits=Limits(quota=4))
+        said = self.room("b").json
+        assert (said["success"], said["reason"]) == (False, "quota-exceeded")
+        assert self.room("c").json["success"]
+        self.put("b", Right.SEND, limits=Limits(quota=10**6))
+        assert self.room("b").json["success"]
 
 
 class RevokedTests(ClosedCase):
