@@ -33,6 +33,8 @@ __all__ = [
     "ShuttingDown",
     "StorageFailed",
     "TooLarge",
+    "TooManyRequests",
+    "TooSlow",
     "Unauthorized",
     "UnsupportedMedia",
     "UploadCut",
@@ -167,6 +169,10 @@ class ChecksumMismatch(BackupdError):
     """The bytes of one body are not the ones that its checksum is of (tus 1.0.0, Checksum)."""
 
 
+class TooSlow(BackupdError):
+    """A small body took longer than any should."""
+
+
 class UploadCut(BackupdError):
     """The client's connection ended before its body did."""
 
@@ -196,6 +202,10 @@ class Busy(BackupdError):
     def __init__(self, message: str, retry_after: float = 1.0) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class TooManyRequests(Busy):
+    """This peer asks more often than it may; ``retry_after`` is in seconds."""
 
 
 class ShuttingDown(Busy):

@@ -63,6 +63,9 @@ class Settings:
     max_sends: int = 4
     send_deadline: float = 7 * 86400.0
     client_certificate: str = ""
+    max_connections: int = 4000
+    max_connections_per_address: int = 1000
+    min_rate: int = 1024
     allowed_origins: tuple[str, ...] = ()
     trusted_proxies: tuple[str, ...] = ()
     log_format: str = "text"
@@ -123,6 +126,10 @@ def _rate(value: object) -> int:
     if rate == 0:
         raise ValueError('must be a size for each second, such as "20 MB"')
     return rate
+
+
+def _least_rate(value: object) -> int:
+    return 0 if value == "off" else _size(value)
 
 
 def _period(value: object) -> float:
@@ -246,6 +253,9 @@ _PARSERS: dict[str, Callable[[object], Any]] = {
     "max_sends": _count,
     "send_deadline": parse_duration,
     "client_certificate": _text,
+    "max_connections": _count,
+    "max_connections_per_address": _count,
+    "min_rate": _least_rate,
     "allowed_origins": _texts,
     "trusted_proxies": _proxies,
     "log_format": _one_of("text", "json"),
@@ -276,6 +286,10 @@ KEYS: dict[str, str] = {
     "max_sends": "videos that are sent at once",
     "send_deadline": "how long a video is tried before it is given up",
     "client_certificate": "PEM file with the key and certificate shown to servers that ask for one",
+    "max_connections": "connections at once, in all",
+    "max_connections_per_address": "of these, how many from one address that is no trusted proxy",
+    "min_rate": "bytes in a second, on the average of a minute, that a client must send, or take "
+    "of a restore; 0 or off: it may be as slow as it likes",
     "allowed_origins": "web origins whose pages may write",
     "trusted_proxies": "proxies whose X-Forwarded-* headers are believed",
     "log_format": "text or json",

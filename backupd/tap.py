@@ -9,12 +9,14 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from twisted.application.service import IService
 from twisted.logger import ILogObserver, jsonFileLogObserver
 from twisted.python import usage
 
+from backupd.descriptors import raise_limit, room_for_connections
 from backupd.entropy import Entropy
 from backupd.errors import SettingsError
 from backupd.interfaces import ILedger, IVolume, OffThread
@@ -160,6 +162,9 @@ def build(settings: Settings) -> BackupService:
     """A daemon with these settings; nothing is opened or started yet."""
     from twisted.internet import reactor
 
+    raise_limit()
+    room = room_for_connections(settings.max_connections)
+    settings = replace(settings, max_connections=room)
     rng = random.Random()  # noqa: S311 - jitter is no secret
     entropy = Entropy(os.urandom)
     write, read = Threads(reactor, 1, "ledger-write"), Threads(reactor, 1, "ledger-read")

@@ -10,13 +10,13 @@ from collections import deque
 from math import inf
 from typing import Protocol
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
-from backupd.errors import TooLarge, UploadCut
+from backupd.errors import TooLarge, TooSlow, UploadCut
 
-__all__ = ["HIGH_WATER", "LOW_WATER", "OVERHEAD", "PATIENCE", "Body", "Connection"]
+__all__ = ["HIGH_WATER", "LOW_WATER", "OVERHEAD", "PATIENCE", "WHOLE", "Body", "Connection"]
 
 HIGH_WATER = 1024 * 1024
 """So many bytes may wait for a reader (and one piece more) before the network has to wait."""
@@ -29,6 +29,9 @@ OVERHEAD = 64
 
 PATIENCE = 1.0
 """Seconds after which a buffer is handed back although the network has not filled it."""
+
+WHOLE = 30.0
+"""Seconds for the whole of a small body, however slowly it trickles in."""
 
 
 class Connection(Protocol):
@@ -80,6 +83,7 @@ class Body:
         self._buffer = memoryview(b"")
         self._filled = 0
         self._asked = 0.0
+        self._deadline = 0.0
 
     # -- for whoever reads ------------------------------------------------------------------------
 
@@ -123,18 +127,41 @@ class Body:
         """The whole of a small body.
 
         Raises `TooLarge` as soon as it is known to have more than ``limit`` bytes, before
-        anything is read if it was announced; `UploadCut` as `read` does.
+        anything is read if it was announced; `TooSlow` after `WHOLE` seconds; `UploadCut` as
+        `read` does.
         """
         if self.length is not None and self.length > limit:
             raise TooLarge(f"The body has {self.length} bytes; {limit} are allowed.", limit)
         pieces = []
         size = 0
-        while piece := await self.read():
+        self._deadline = self._clock.seconds() + WHOLE
+        while piece := await self._read_in_time():
             size += len(piece)
             if size > limit:
                 raise TooLarge(f"The body has more than the {limit} bytes allowed.", limit)
             pieces.append(piece)
         return b"".join(pieces)
+
+    async def _read_in_time(self) -> bytes:
+        """The next piece of a small body, before its deadline. Raises `TooSlow`."""
+        reading = self.read()
+        if reading.called:
+            return await reading
+        late = self._clock.callLater(self._deadline - self._clock.seconds(), reading.cancel)
+        try:
+            return await reading
+        except CancelledError:
+            if late.active():
+                raise
+            raise TooSlow(f"The body was not here within {WHOLE:.0f} s.") from None
+        finally:
+            if late.active():
+                late.cancel()
+
+    @property
+    def received(self) -> int:
+        """Bytes that have come in so far."""
+        return self._received
 
     def abort(self) -> None:
         """Cut the body: the connection is closed, and a waiting `read` fails with `UploadCut`.

@@ -49,8 +49,7 @@ class Proxies:
 
     def way(self, request: Request) -> Way:
         """Where this request comes from."""
-        peer = request.getClientAddress()
-        nearest = _address(peer.host) if isinstance(peer, TcpAddress | Tcp6Address) else None
+        nearest = _nearest(request.getClientAddress())
         here = UNIX if nearest is None else str(nearest)
         scheme, host = "https" if request.isSecure() else "http", request.getHeader("host")
         if not self._trusts(nearest):
@@ -61,6 +60,10 @@ class Proxies:
             said if said in ("http", "https") else scheme,
             _last(request, "x-forwarded-host") or host,
         )
+
+    def believed(self, peer: object) -> bool:
+        """Whether connections from this address come from a proxy."""
+        return self._trusts(_nearest(peer))
 
     def _trusts(self, address: Address | None) -> bool:
         if address is None:
@@ -78,6 +81,11 @@ class Proxies:
             if not self._trusts(address):
                 break
         return client
+
+
+def _nearest(peer: object) -> Address | None:
+    """The address at the other end; None for a socket in the file system."""
+    return _address(peer.host) if isinstance(peer, TcpAddress | Tcp6Address) else None
 
 
 def _values(request: Request, name: str) -> list[str]:

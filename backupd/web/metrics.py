@@ -7,6 +7,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from backupd.requests import BackupRequest, Cancelled, Expired, Failed, Stored, state_name
 from backupd.service import BackupService
+from backupd.web.connections import Connections
 from backupd.web.endpoint import Api, Who, check_overseer
 from backupd.web.site import StreamingRequest
 
@@ -16,8 +17,9 @@ __all__ = ["Metrics", "routes"]
 class Metrics:
     """Counts since the start, and gauges that are read at every collection."""
 
-    def __init__(self, service: BackupService) -> None:
+    def __init__(self, service: BackupService, connections: Connections) -> None:
         self._service = service
+        self._connections = connections
         self.registry = registry = CollectorRegistry()
         self._available = Gauge(
             "backupd_available_bytes", "Bytes that could still be promised", registry=registry
@@ -47,6 +49,11 @@ class Metrics:
             "Bytes of uploads that ended without a backup and were freed",
             registry=registry,
         )
+        self._connected = Gauge("backupd_connections", "Connections at once", registry=registry)
+        self._refused = Counter(
+            "backupd_connections_refused", "Connections there was no place for", registry=registry
+        )
+        self._refused_before = 0
         self._told = 0
         self._block = Gauge(
             "backupd_reactor_block_seconds_max",
@@ -104,6 +111,10 @@ class Metrics:
         self._uploads.set(len(service.intake.transfers))
         self._released.inc(service.intake.released - self._told)
         self._told = service.intake.released
+        refused = self._connections.refused
+        self._connected.set(len(self._connections))
+        self._refused.inc(refused - self._refused_before)
+        self._refused_before = refused
         condition, now = await service.ledger.condition(), service.reactor.seconds()
         oldest = now if condition.verified_at is None else condition.verified_at
         self._damaged.set(condition.damaged)

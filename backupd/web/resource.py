@@ -9,9 +9,12 @@ from backupd.links import redacted
 from backupd.service import BackupService
 from backupd.web import openapi, operations, peers, receiver, restore, sender, tus
 from backupd.web.auth import Guard
+from backupd.web.connections import Connections
 from backupd.web.endpoint import Api, error_handlers
+from backupd.web.forwarded import Proxies
 from backupd.web.metrics import Metrics
 from backupd.web.metrics import routes as metrics_routes
+from backupd.web.patience import Patience
 from backupd.web.site import BackupSite, StreamingRequest
 
 __all__ = ["make_resource", "make_site"]
@@ -33,7 +36,14 @@ def make_resource(service: BackupService, metrics: Metrics) -> IResource:
 
 def make_site(service: BackupService) -> BackupSite:
     """The factory of connections, with one log line for each request."""
-    metrics = Metrics(service)
+    settings = service.settings
+    connections = Connections(
+        settings.max_connections,
+        settings.max_connections_per_address,
+        service.reactor,
+        Proxies(settings.trusted_proxies).believed,
+    )
+    metrics = Metrics(service, connections)
 
     def finished(request: StreamingRequest, seconds: float) -> None:
         metrics.answered(request, seconds)
@@ -49,4 +59,10 @@ def make_site(service: BackupService) -> BackupSite:
         )
 
     resource = make_resource(service, metrics)
-    return BackupSite(resource, reactor=service.reactor, on_finished=finished)
+    return BackupSite(
+        resource,
+        reactor=service.reactor,
+        on_finished=finished,
+        connections=connections,
+        patience=Patience(min_rate=settings.min_rate),
+    )

@@ -16,6 +16,7 @@ first, then handed over. So an answer, however early, finds the channel in order
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -31,7 +32,9 @@ from twisted.web.server import Request, Site
 
 from backupd.trust.caller import STRANGER, Caller
 from backupd.web.body import Body
+from backupd.web.connections import Connections
 from backupd.web.forwarded import Way
+from backupd.web.patience import PATIENT, BodyRate, Patience
 
 __all__ = ["BackupSite", "Body", "StreamingRequest"]
 
@@ -87,6 +90,8 @@ class StreamingRequest(Request):
         if line is not None:
             super().requestReceived(*line)
         self.body.hold_if_full()
+        if not (self.body.ended or self.finished or self._disconnected):
+            self.channel.watch_rate(self.body)
 
     def connectionLost(self, reason: Failure) -> None:
         """The connection is gone, or as good as gone; may come twice."""
@@ -124,6 +129,7 @@ class _Channel(HTTPChannel):
 
     site: BackupSite
     transport: Any
+    maxHeaders = 100
     held = False
     news: StreamingRequest | None = None
 
@@ -132,13 +138,31 @@ class _Channel(HTTPChannel):
     _to_discard = 0
     _usual_piece: int | None = None
     _straight: Body | None = None
+    _late_head: IDelayedCall | None = None
+    _rate: BodyRate | None = None
+    _waiting = True
+    _gone = False
+    _untaken: StreamingRequest | None = None
 
     # -- what the transport calls -----------------------------------------------------------------
+
+    def connectionMade(self) -> None:
+        """Somebody has connected; who sends nothing has as long as for a head."""
+        super().connectionMade()
+        if self.site.connections.come(self, self.transport.getPeer()):
+            self._await_head()
+        elif self.isSecure():
+            self.abort()
+        else:
+            self._refuse(b"503 Service Unavailable", b"Retry-After: 10\r\n")
 
     def dataReceived(self, data: bytes) -> None:
         """Parse a segment, then let the handlers have what it brought."""
         if self.transport.disconnecting:
             return
+        if self._waiting:
+            self._waiting = False
+            self.site.connections.busy(self)
         if self._lingering is not None:
             self._to_discard -= len(data)
             if self._to_discard < 0:
@@ -153,6 +177,8 @@ class _Channel(HTTPChannel):
                 self.news = None
                 request.segment_parsed()
             self._handing_over = False
+        if self.line_mode and (self._buffer or self._receivedHeaderSize):
+            self._await_head()
 
     def _read_straight(self) -> Any:
         """Take the place of the transport's ``doRead``: from the kernel into the reader's buffer.
@@ -183,9 +209,17 @@ class _Channel(HTTPChannel):
         super().resumeProducing()
         if self.held:
             self._networkProducer.pauseProducing()
+        untaken, self._untaken = self._untaken, None
+        if untaken is not None:
+            self._cancel_abort()
+            self.requestDone(untaken)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The connection is gone."""
+        self._gone = True
+        self.site.connections.gone(self)
+        self._head_came()
+        self._end_rate()
         self._end_lingering()
         super().connectionLost(reason)
 
@@ -215,6 +249,8 @@ class _Channel(HTTPChannel):
         """Take nothing from the network until `release`; the idle timeout stands still."""
         if not self.held:
             self.held = True
+            if self._rate is not None:
+                self._rate.stand_still()
             self.setTimeout(None)
             self._networkProducer.pauseProducing()
 
@@ -222,6 +258,8 @@ class _Channel(HTTPChannel):
         """Take bytes from the network again."""
         if self.held and not self.transport.disconnecting:
             self.held = False
+            if self._rate is not None:
+                self._rate.go_on()
             self.setTimeout(self.site.timeOut)
             if not self._waitingForTransport:
                 self._networkProducer.resumeProducing()
@@ -237,12 +275,21 @@ class _Channel(HTTPChannel):
         closed under its bytes.
         """
         if request.body.ended:
+            if self._waitingForTransport and self.persistent:
+                # Its answers would pile up: the next one is begun when this one has been taken.
+                self._untaken = request
+                self._abortingCall = self.callLater(self.site.timeOut, self.forceAbortClient)
+                return
             if not self.persistent and self._abortingCall is None:
                 # A client that does not take the rest of it must not keep the connection for ever.
                 self._abortingCall = self.callLater(self.site.timeOut, self.forceAbortClient)
             super().requestDone(request)
+            if self.line_mode and not self._receivedHeaderSize and not self._buffer:
+                self._waiting = True
+                self.site.connections.idle(self)
             return
         request.body.discard()
+        self._end_rate()
         self.held = False
         self.setTimeout(None)
         self._to_discard = self.site.linger_bytes
@@ -250,11 +297,50 @@ class _Channel(HTTPChannel):
         if not self.transport.disconnecting:
             self._networkProducer.resumeProducing()
 
+    def watch_rate(self, body: Body) -> None:
+        """Cut a body that goes on coming in more slowly than `Patience.min_rate`."""
+        if self._rate is None and self._lingering is None and self.site.patience.min_rate:
+            self._rate = BodyRate(body, self.site.patience, self.site.reactor, self._too_slow)
+            if self.held:
+                self._rate.stand_still()
+
+    def let_go(self) -> None:
+        """Close it, while it is idle: somebody else needs the place."""
+        self._close()
+        if self._abortingCall is not None:
+            self._abortingCall.reset(1.0)
+
     # -- what the parser calls --------------------------------------------------------------------
 
+    def lineReceived(self, line: bytes) -> None:
+        """A line of the head. One that goes on with the line before it is no HTTP any more
+        (RFC 9112, section 5.2), and proxies have read it otherwise than servers."""
+        if line[:1] in (b" ", b"\t"):
+            self._respondToBadRequestAndDisconnect()
+        else:
+            super().lineReceived(line)
+
+    def lineLengthExceeded(self, line: bytes) -> None:
+        """More than any head may have."""
+        status = b"431 Request Header Fields Too Large" if self._receivedHeaderSize else None
+        self._refuse(status or b"414 URI Too Long")
+
+    def allHeadersReceived(self) -> None:
+        """The head is complete."""
+        self._head_came()
+        super().allHeadersReceived()
+
     def _maybeChooseTransferDecoder(self, header: bytes, data: bytes) -> bool:
-        """Whether the header is right; stock raises on a length of thousands of digits."""
+        """Whether the header is right.
+
+        Stock raises on a length of thousands of digits, and passes by a coding of ``identity``,
+        and one that HTTP/1.0 does not have: a proxy may not have passed by it.
+        """
         if header == b"Content-Length" and len(data) > 19:
+            return self._failChooseTransferDecoder()
+        if header == b"Transfer-Encoding" and (
+            data.lower() != b"chunked" or self._version != b"HTTP/1.1"
+        ):
             return self._failChooseTransferDecoder()
         return super()._maybeChooseTransferDecoder(header, data)  # type: ignore[no-any-return]
 
@@ -263,6 +349,7 @@ class _Channel(HTTPChannel):
         if self._lingering is not None:
             self._close()
             return
+        self._end_rate()
         self.release()
         if self._straight is not None:
             self._straight = None
@@ -287,6 +374,46 @@ class _Channel(HTTPChannel):
             request.connectionLost(Failure(ConnectionAborted("malformed request")))
 
     # -- within -----------------------------------------------------------------------------------
+
+    def _await_head(self) -> None:
+        """From its first byte on a head has so long, however slowly it trickles in."""
+        if self._late_head is None and not (self._gone or self.transport.disconnecting):
+            self._late_head = self.callLater(self.site.patience.head, self._late)
+
+    def _head_came(self) -> None:
+        call, self._late_head = self._late_head, None
+        if call is not None and call.active():
+            call.cancel()
+
+    def _late(self) -> None:
+        self._late_head = None
+        self._refuse(b"408 Request Timeout")
+
+    def _too_slow(self) -> None:
+        """A body comes in too slowly; what came of it is kept by whoever keeps it."""
+        self._log.info("A body came in too slowly; the connection is closed.")
+        if self.requests[0].startedWriting:
+            self._close()
+        else:
+            self._refuse(b"408 Request Timeout")
+        for request in self.requests:
+            request.connectionLost(Failure(ConnectionAborted("too slow")))
+
+    def _refuse(self, status: bytes, header: bytes = b"") -> None:
+        """Say so outside of any handler, and close."""
+        end = b"Connection: close\r\nContent-Length: 0\r\n\r\n"
+        self.transport.write(b"HTTP/1.1 " + status + b"\r\n" + header + end)
+        self._close()
+
+    def _end_rate(self) -> None:
+        rate, self._rate = self._rate, None
+        if rate is not None:
+            rate.end()
+
+    def _cancel_abort(self) -> None:
+        call, self._abortingCall = self._abortingCall, None
+        if call is not None and call.active():
+            call.cancel()
 
     def _close(self) -> None:
         """Close when the answer has been sent; by force if the client does not take it."""
@@ -318,7 +445,8 @@ class BackupSite(Site):
     After an answer that came before the end of the body, up to ``linger_bytes`` of the rest are
     thrown away for up to ``linger_seconds``; then the connection is closed. ``on_finished`` is
     called with each answered request and the seconds it took; nothing else is logged of requests,
-    for their paths are secrets.
+    for their paths are secrets. ``connections`` says who may connect, ``patience`` how slow a
+    client may be.
     """
 
     # Without the stock wrapper around it, that switches to HTTP/2.
@@ -336,8 +464,14 @@ class BackupSite(Site):
         linger_seconds: float = 30.0,
         linger_bytes: int = 64 * 1024 * 1024,
         on_finished: Callable[[StreamingRequest, float], None] | None = None,
+        connections: Connections | None = None,
+        patience: Patience = PATIENT,
     ) -> None:
         super().__init__(resource, parsePOSTFormSubmission=False, timeout=timeout, reactor=reactor)
+        if connections is None:
+            connections = Connections(sys.maxsize, sys.maxsize, reactor)
+        self.connections = connections
+        self.patience = patience
         self.linger_seconds = linger_seconds
         self.linger_bytes = linger_bytes
         self._on_finished = on_finished

@@ -17,6 +17,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.resource import IResource, Resource
 
 from backupd.trust.caller import LOCAL
+from backupd.web.connections import Connections
+from backupd.web.patience import Patience
 from backupd.web.site import BackupSite, StreamingRequest
 
 SIZED = b"PUT /up?x=1 HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n"
@@ -89,7 +91,9 @@ class Handlers:
 
 
 class SiteCase(SynchronousTestCase):
-    """One connection to one site."""
+    """One connection to one site, whose patience has no end unless a test says so."""
+
+    patience = Patience(min_rate=0)
 
     def setUp(self) -> None:
         self.clock = Clock()
@@ -99,6 +103,8 @@ class SiteCase(SynchronousTestCase):
             self.handlers.app.resource(),
             reactor=self.clock,
             linger_bytes=1000,
+            connections=Connections(100, 10, self.clock),
+            patience=self.patience,
             on_finished=lambda request, seconds: self.finished.append((request, seconds)),
         )
         self.channel: Any = self.site.buildProtocol(IPv4Address("TCP", "127.0.0.1", 1))

@@ -1,0 +1,85 @@
+"""How slow a client may be before it is let go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from twisted.internet.interfaces import IReactorTime
+
+from backupd.web.body import Body
+
+__all__ = ["PATIENT", "BodyRate", "Patience"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """``head``: seconds for a whole head, from its first byte. ``min_rate``: bytes that a body
+    brings, and a restore takes, in a second on the average of ``over`` seconds; 0 is no such rule.
+    """
+
+    head: float = 20.0
+    min_rate: int = 1024
+    over: float = 60.0
+
+    @property
+    def least(self) -> float:
+        """Bytes within ``over`` seconds."""
+        return self.min_rate * self.over
+
+
+PATIENT = Patience()
+
+
+class BodyRate:
+    """Looks now and then whether a body comes in fast enough.
+
+    Only the time counts in which we take what comes: a client that is made to wait, because the
+    disk is slow or its bandwidth is limited, is not slow itself.
+    """
+
+    def __init__(
+        self,
+        body: Body,
+        patience: Patience,
+        clock: IReactorTime,
+        too_slow: Callable[[], None],
+    ) -> None:
+        self._body = body
+        self._patience = patience
+        self._clock = clock
+        self._too_slow = too_slow
+        self._before = body.received
+        self._stood = 0.0
+        self._since: float | None = None
+        self._look = clock.callLater(patience.over, self._check)
+
+    def stand_still(self) -> None:
+        """Its time stands still."""
+        self._since = self._clock.seconds()
+
+    def go_on(self) -> None:
+        """Its time runs on."""
+        if self._since is not None:
+            self._stood += self._clock.seconds() - self._since
+            self._since = None
+
+    def end(self) -> None:
+        """Nothing is looked at any more."""
+        if self._look.active():
+            self._look.cancel()
+
+    def _check(self) -> None:
+        if self._since is not None:
+            self.go_on()
+            self.stand_still()
+        stood, self._stood = self._stood, 0.0
+        if stood:
+            self._look = self._clock.callLater(max(1.0, stood), self._check)
+            return
+        came = self._body.received - self._before
+        if came < self._patience.least:
+            self._too_slow()
+            return
+        self._before += came
+        self._look = self._clock.callLater(self._patience.over, self._check)
