@@ -111,7 +111,7 @@ class Walk:
                 offset = rng.randint(1, len(content) + 5)
                 status, stands = await stranger.standing(asked)
                 if status == 200 and stands is not None and stands != offset:
-                    data = content[offset:] or b"x"
+                    data = content[offset : offset + 1] or b"x"
                     self._refused(await stranger.patch(asked, offset, data), step)
             case "wrong size":
                 size = len(content) + rng.choice((-1, 1))

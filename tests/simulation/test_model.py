@@ -158,12 +158,12 @@ class Senders(RuleBasedStateMachine):
         model.post(asked.content, sent=sent)
 
     @precondition(lambda self: self.asked)
-    @rule(data=st.data(), shift=st.sampled_from([0, 0, 0, 1]), part=st.sampled_from([0.5, 1.0]))
+    @rule(data=st.data(), shift=st.sampled_from([0, 0, 1, -1]), part=st.sampled_from([0.5, 1.0]))
     def go_on(self, data: st.DataObject, shift: int, part: float) -> None:
         asked, model = self.some(data, "RECEIVING")
         if asked.upload is None or model.state != "RECEIVING" or model.length is None:
             return
-        offset = model.offset + shift
+        offset = max(0, model.offset + shift)
         rest = asked.content[offset:]
         sent = int(len(rest) * part)
         if not sent:
@@ -262,7 +262,7 @@ class Senders(RuleBasedStateMachine):
 
 TestSenders = Senders.TestCase
 TestSenders.settings = settings(
-    max_examples=25,
+    max_examples=40,
     stateful_step_count=25,
     deadline=None,
     derandomize=True,
