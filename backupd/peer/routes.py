@@ -18,9 +18,16 @@ from backupd.trust.signing import signed
 __all__ = ["CallbackRoutes", "Offers", "OwnRoutes", "route_to"]
 
 
-def route_to(peer: Peer) -> Route:
-    """How this peer is reached, on any of its origins."""
-    return Route(token=peer.token, pin=peer.pin, reach=Reach.naming(peer.networks))
+def route_to(peer: Peer, place: Place) -> Route:
+    """How this peer is reached at one of its origins.
+
+    Token and key are those of the place where it was paired; another origin, which the operator
+    has named besides, is called back without.
+    """
+    reach = Reach.naming(peer.networks)
+    if peer.url is None or origin_of(peer.url) != place.origin:
+        return Route(reach=reach)
+    return Route(token=peer.token, pin=peer.pin, reach=reach)
 
 
 class OwnRoutes:
@@ -31,7 +38,7 @@ class OwnRoutes:
 
     def __call__(self, place: Place) -> Route:
         peer = self._peers.by_origin(place.origin)
-        return OPEN_ROUTE if peer is None else route_to(peer)
+        return OPEN_ROUTE if peer is None else route_to(peer, place)
 
 
 class CallbackRoutes:
@@ -42,7 +49,7 @@ class CallbackRoutes:
 
     def __call__(self, place: Place) -> Route:
         peer = self._peers.by_origin(place.origin)
-        return Route(reach=LOOPBACK) if peer is None else route_to(peer)
+        return Route(reach=LOOPBACK) if peer is None else route_to(peer, place)
 
 
 class Offers:

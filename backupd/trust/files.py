@@ -54,11 +54,15 @@ def write_private(path: str, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.rename(new, path)
-    folder = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    _sync(os.path.dirname(path))
+
+
+def _sync(folder: str) -> None:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(folder)
+        os.fsync(handle)
     finally:
-        os.close(folder)
+        os.close(handle)
 
 
 class PeerFiles:
@@ -93,7 +97,9 @@ class PeerFiles:
     def write(self, peer: Peer) -> None:
         """Record a peer, durably. Raises `StorageFailed`."""
         try:
-            os.makedirs(self._folder, mode=0o700, exist_ok=True)
+            if not os.path.isdir(self._folder):
+                os.makedirs(self._folder, mode=0o700)
+                _sync(os.path.dirname(self._folder))
             path = os.path.join(self._folder, f"{peer.name}.json")
             write_private(path, msgspec.json.format(msgspec.json.encode(peer), indent=2))
         except OSError as error:

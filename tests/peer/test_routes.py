@@ -85,6 +85,16 @@ class RouteTests(RouteCase):
         self.put(token="t", revoked_at=1.0)
         assert OwnRoutes(self.peers)(place_of(HOME)).token is None
 
+    def test_another_origin_of_it_is_called_without_its_token(self) -> None:
+        """The operator may name one that is plain HTTP; the token was made for the other."""
+        other = "http://inside.example"
+        self.put(token="t", pin=PIN, origins=(HOME, other), networks=("10.0.0.0/8",))
+        for routes in (OwnRoutes(self.peers), CallbackRoutes(self.peers)):
+            route = routes(place_of(other))
+            assert (route.token, route.pin) == (None, None)
+            assert route.reach == Reach.naming(["10.0.0.0/8"])
+            assert routes(place_of(HOME)).token == "t"
+
     def test_who_is_no_peer_is_called_where_the_operator_says_and_nowhere_else(self) -> None:
         place = place_of("http://receiver.example")
         assert OwnRoutes(self.peers)(place).reach == ANYWHERE
