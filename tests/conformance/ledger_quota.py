@@ -13,8 +13,10 @@ from tests.conformance.samples import (
     PEER,
     a_kept_backup,
     an_ask,
+    an_upload,
     plenty,
     to_offered,
+    to_receiving,
     to_storing,
 )
 from tests.outcomes import result_of
@@ -63,6 +65,16 @@ class QuotaTests(LedgerCase):
         shrunk, _ = self.ask("1", 10)
         assert shrunk is not None
         assert self.usage().reserved == 10
+
+    def test_shrunk_below_what_has_come(self) -> None:
+        """Asking for less gives back only what has not come: the rest is there, and counts."""
+        self.ask("1", 60)
+        self.change("1", to_receiving, put=an_upload("1", allocated=40, offset=10))
+        shrunk, _ = self.ask("1", 1)
+        assert shrunk is not None
+        assert shrunk.ask.size == 40
+        assert self.usage().reserved == 40
+        assert self.ask("2", 61)[0] is None
 
     def test_released(self) -> None:
         """A request that ends gives its part of the quota back."""

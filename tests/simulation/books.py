@@ -178,7 +178,8 @@ class Books(KeptBooks, SentBooks):
             old = row.request
             if fresh:
                 return live(old, "asked for"), room(totals.promised, 0)
-            new = asked_again(old, ask=ask, now=now)
+            least = min(row.allocated, old.ask.size)
+            new = asked_again(old, ask=replace(ask, size=max(ask.size, least)), now=now)
             owed = max(0, old.ask.size - row.allocated)
             growth = max(0, new.ask.size - row.allocated) - owed
             found = room(totals.promised, growth)
