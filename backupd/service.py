@@ -206,6 +206,9 @@ class BackupService(Service):
         peer = self.peers.find(name)
         if peer is None:
             return NO_LIMITS
+        if peer.state != "active":
+            # It asked before it was put out, and is decided on only now.
+            return Allowance(quota=0, max_pending=0)
         limits = peer.limits
         return Allowance(
             quota=limits.quota, max_pending=limits.max_pending, max_size=limits.max_size

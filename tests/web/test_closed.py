@@ -312,6 +312,18 @@ class RevokedTests(ClosedCase):
         assert talk.transport.aborted
         assert not others.transport.aborted
 
+    def test_what_it_asked_before_is_not_granted_after(self) -> None:
+        """Its question was let in, and its body came in slowly."""
+        now(self.service.revoke("b"))
+        home = "https://b.example"
+        decision = now(
+            self.service.admission.ask(
+                peer="b", origin=home, video=2, size=5, callback=f"{home}/ready"
+            )
+        )
+        assert decision.request is None
+        assert now(self.service.ledger.totals()).live == 0
+
     def test_its_backups_stay(self) -> None:
         backup = self.kept("b")
         now(self.service.revoke("b"))
