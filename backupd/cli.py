@@ -17,6 +17,7 @@ import click
 from rich.markup import escape
 from rich.progress import Progress, TaskID
 
+from backupd.cli_keeping import COMMANDS
 from backupd.cli_peers import hide, peer
 from backupd.control import Api, ApiFailed, find_token, find_url, part, resolve
 from backupd.doctor import examine
@@ -64,7 +65,8 @@ def main(context: click.Context, url: str | None, token: str | None) -> None:
     context.obj = Api(url or find_url(os.environ), token)
 
 
-main.add_command(peer)
+for command in (peer, *COMMANDS):
+    main.add_command(command)
 
 
 # -- sending ---------------------------------------------------------------------------------------
@@ -114,22 +116,27 @@ def send(
 @click.option("--peer", help="Only of this peer.")
 @click.option("--video-id", help="Only of this video.")
 @at_peer
+@click.option("--trash", is_flag=True, help="What was deleted, and is not removed yet.")
 @as_json
 @click.pass_obj
-def list_(api: Api, peer: str | None, video_id: str | None, at: str | None, as_json: bool) -> None:
+def list_(
+    api: Api, peer: str | None, video_id: str | None, at: str | None, trash: bool, as_json: bool
+) -> None:
     """The backups that are kept here, or for us by a peer."""
     if at is not None:
         api = Api.at_peer(at, os.environ)
-    query = {"peer": peer, "videoId": video_id}
+    query = {"peer": peer, "videoId": video_id, "trash": "true" if trash else None}
     wanted = {name: value for name, value in query.items() if value is not None}
     backups = list(api.pages("/api/v1/backups", "backups", wanted))
     if as_json:
         show({"backups": backups})
         return
     if not backups:
-        console.print(f"No backups are kept {'here' if at is None else 'there'} yet.")
+        where = "here" if at is None else "there"
+        console.print("The trash is empty." if trash else f"No backups are kept {where} yet.")
         return
-    table = table_of("backup", "video", "file", "size", "stored", "verified", "peer")
+    last = ("deleted by", "until") if trash else ()
+    table = table_of("backup", "video", "file", "size", "stored", "verified", "peer", *last)
     for backup in backups:
         verified = backup["verifiedAt"] or "never"
         table.add_row(
@@ -140,6 +147,7 @@ def list_(api: Api, peer: str | None, video_id: str | None, at: str | None, as_j
             moment(backup["storedAt"]),
             f"[red]{escape(backup['problem'])}[/red]" if backup["problem"] else moment(verified),
             escape(backup["peer"]),
+            *((escape(backup["deletedBy"]), moment(backup["removedAt"])) if trash else ()),
         )
     print_table(table)
 

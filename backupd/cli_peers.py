@@ -12,7 +12,7 @@ from rich.markup import escape
 from backupd.control import Api, part
 from backupd.settings import parse_duration
 from backupd.sizes import format_size, parse_size
-from backupd.terminal import Group, console, moment, print_table, show, table_of
+from backupd.terminal import Group, console, moment, print_table, show, span, table_of
 
 __all__ = ["hide", "peer"]
 
@@ -47,6 +47,41 @@ def _quota(_: click.Context, __: click.Parameter, text: str | None) -> int | str
     if text is None or text == "none":
         return text
     return parse_size(text, "--quota")
+
+
+def _versions(_: click.Context, __: click.Parameter, text: str | None) -> int | str | None:
+    if text in (None, "none"):
+        return text
+    if text == "all":
+        return 0
+    if not str(text).isdecimal():
+        raise click.BadParameter("takes a number, all, or none to do as the settings say")
+    return int(str(text))
+
+
+def _seconds(_: click.Context, __: click.Parameter, text: str | None) -> float | str | None:
+    if text in (None, "none"):
+        return text
+    try:
+        return 0.0 if text in ("0", "off") else parse_duration(text)
+    except ValueError as error:
+        raise click.BadParameter(f"{error}; off, or none to do as the settings say") from error
+
+
+_RETENTION = (
+    click.option("--keep-last", callback=_versions, help="Good versions of a video; all; none."),
+    click.option("--keep-for", callback=_seconds, help="How long older ones, as 90d; off; none."),
+    click.option(
+        "--minimum-keep", callback=_seconds, help="Undeletable for so long, as 30d; off; none."
+    ),
+)
+
+
+def _retaining(command: Any) -> Any:
+    """The options that say how long a peer's versions are kept."""
+    for option in _RETENTION:
+        command = option(command)
+    return command
 
 
 def _granting(command: Any) -> Any:
@@ -242,6 +277,7 @@ def _show(one: Any, as_json: bool) -> None:
         "state": one["state"],
         "may": ", ".join(one["rights"]) or "nothing",
         "quota": _size(one["limits"]["quota"]) or "none",
+        "keeps": _kept(one["retention"]),
         "where": one["url"] or "",
         "called back": " ".join(one["origins"]),
         "networks": " ".join(one["networks"]),
@@ -256,9 +292,21 @@ def _show(one: Any, as_json: bool) -> None:
             click.echo(f"{name:>13}: {value}")
 
 
+def _kept(retention: Any) -> str:
+    """What is said of a peer's retention; nothing when all is as the settings say."""
+    words = []
+    if (last := retention["keepLast"]) is not None:
+        words.append(f"the last {last} versions" if last else "all versions")
+    for name, what in (("keepFor", "older ones for"), ("minimumKeep", "none shorter than")):
+        if (seconds := retention[name]) is not None:
+            words.append(f"{what} {span(seconds)}")
+    return ", ".join(words)
+
+
 @peer.command("set")
 @click.argument("name")
 @_granting
+@_retaining
 @click.option("--origin", "origins", multiple=True, help="Where it is called back, as a URL.")
 @as_json
 @click.pass_obj
@@ -269,14 +317,20 @@ def set_(
     quota: int | str | None,
     networks: tuple[str, ...],
     origins: tuple[str, ...],
+    keep_last: int | str | None,
+    keep_for: float | str | None,
+    minimum_keep: float | str | None,
     as_json: bool,
 ) -> None:
     """Change what a peer may do and have; what is not said stays."""
     body = _granted(may, quota, networks)
+    told = {"keepLast": keep_last, "keepFor": keep_for, "minimumKeep": minimum_keep}
+    if kept := {name: one for name, one in told.items() if one is not None}:
+        body["retention"] = {name: None if one == "none" else one for name, one in kept.items()}
     if origins:
         body["origins"] = [word for word in origins if word != "none"]
     if not body:
-        raise click.UsageError("say what to change: --may, --quota, --network or --origin")
+        raise click.UsageError("say what to change, by one of the options")
     _show(api.call("PATCH", f"{_PATH}/{part(name)}", body), as_json)
 
 

@@ -10,6 +10,7 @@ __all__ = [
     "Ambiguous",
     "BackupdError",
     "Busy",
+    "CallForbidden",
     "ChecksumMismatch",
     "DigestMismatch",
     "Forbidden",
@@ -17,6 +18,7 @@ __all__ = [
     "Invalid",
     "LedgerFailed",
     "LedgerTooNew",
+    "Locked",
     "Misdirected",
     "NoRoom",
     "NoSuchBackup",
@@ -113,6 +115,10 @@ class WrongState(BackupdError):
 
 class AlreadyStored(BackupdError):
     """The backup is stored; nothing can be added to it or taken back."""
+
+
+class Locked(BackupdError):
+    """The backup is locked: until then nobody can delete it, nor shorten the lock."""
 
 
 class Over(BackupdError):
@@ -229,6 +235,10 @@ class PeerFailed(BackupdError):
     def __init__(self, message: str, retry_after: float | None = None) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class CallForbidden(PeerFailed):
+    """The other server is at an address that may not be called."""
 
 
 class PeerRefused(PeerFailed):

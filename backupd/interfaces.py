@@ -6,7 +6,7 @@ Times are seconds since the epoch, sizes and offsets are bytes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ParamSpec, Protocol, TypeVar, runtime_checkable
 
 from twisted.internet.defer import Deferred
@@ -15,6 +15,8 @@ from zope.interface import Interface
 from backupd.requests import Ask, Backup, BackupRequest, Live, Pending, VideoId
 
 __all__ = [
+    "NO_LIMITS",
+    "NO_RETENTION",
     "Allowance",
     "Condition",
     "Damaged",
@@ -30,6 +32,7 @@ __all__ = [
     "Line",
     "OffThread",
     "Repair",
+    "Retention",
     "Room",
     "Source",
     "StraightSource",
@@ -444,7 +447,42 @@ class Repair:
     tries: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retention:
+    """How long versions of a video are kept; None is not said, 0 is no such rule.
+
+    A version falls out once the ``keep_last`` newest good ones came after it and it is older than
+    ``keep_for`` seconds, whichever of the two are said; never before ``minimum_keep``, and never
+    as long as no good one came after it.
+    """
+
+    keep_last: int | None = None
+    keep_for: float | None = None
+    minimum_keep: float | None = None
+
+    @property
+    def ends(self) -> bool:
+        """Whether anything ever falls out."""
+        return bool(self.keep_last or self.keep_for)
+
+    @property
+    def after(self) -> int:
+        """How many newer good versions make one of no use."""
+        return self.keep_last or 1
+
+    @property
+    def age(self) -> float:
+        """Seconds for which a version is kept however many came after it."""
+        return max(self.keep_for or 0.0, self.minimum_keep or 0.0)
+
+    def over(self, other: Retention) -> Retention:
+        """This, and what it does not say from ``other``."""
+        mine = {name: getattr(self, name) for name in self.__slots__}
+        return replace(other, **{name: one for name, one in mine.items() if one is not None})
+
+
 NO_LIMITS = Allowance()
+NO_RETENTION = Retention()
 
 
 class ILedger(Interface):
@@ -585,9 +623,12 @@ class ILedger(Interface):
         """Raises `NoSuchBackup`."""
 
     def backups(
-        *, peer: str | None, video: VideoId | None, after: int, limit: int
+        *, peer: str | None, video: VideoId | None, after: int, limit: int, trash: bool = False
     ) -> Deferred[list[tuple[int, Backup]]]:
-        """A page of kept backups, oldest first, each with its number to go on after."""
+        """A page of kept backups, oldest first, each with its number to go on after.
+
+        Of those in the ``trash``, or of the others.
+        """
 
     def list_backup(backup: Backup) -> Deferred[bool]:
         """Put a backup on the list; False, and nothing changes, when it is there already."""
@@ -602,7 +643,45 @@ class ILedger(Interface):
         """Take it off the list. Raises `NoSuchBackup`."""
 
     def copy_of(backup: Backup) -> Deferred[Backup | None]:
-        """Another backup without a problem that has the same bytes of the same peer's video."""
+        """Another backup without a problem that has the same bytes of the same peer's video.
+
+        It does not lie in the trash.
+        """
+
+    # how long it is kept
+
+    def change_backup(backup_id: str, step: Callable[[Backup], Backup]) -> Deferred[Backup]:
+        """Note whether it is in the trash, and locked, as ``step(backup)`` says.
+
+        What ``step`` raises leaves all as it was. What lies in the trash is not repaired. Raises
+        `NoSuchBackup`.
+        """
+
+    def outdated(
+        rule: Callable[[str], Retention], *, now: float, after: int, limit: int
+    ) -> Deferred[tuple[list[Backup], int | None]]:
+        """Which of the next ``limit`` backups fall out of the ``rule`` of their peer, and the
+        number to go on after; None at the end. A lock holds.
+        """
+
+    def retire(
+        backup_id: str, rule: Retention, *, by: str, at: float, now: float
+    ) -> Deferred[Backup | None]:
+        """Put it into the trash if it falls out of ``rule`` still; None, and nothing changes, if
+        it does not.
+        """
+
+    def has_version(backup: Backup) -> Deferred[bool]:
+        """Whether another good backup of the same peer's video is kept, outside of the trash."""
+
+    def trash_due(*, before: float, limit: int) -> Deferred[list[Backup]]:
+        """What was put into the trash before then, longest ago first."""
+
+    def latest_seen() -> Deferred[float | None]:
+        """The latest time that `see` was told; None before the first."""
+
+    def see(now: float) -> Deferred[None]:
+        """Remember a time that has been, if it is the latest."""
 
     # whether it is still right
 

@@ -9,9 +9,10 @@ in a state that it does not leave.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import TypeAlias, TypeVar
 
-from backupd.errors import AlreadyStored, Over, WrongState
+from backupd.errors import AlreadyStored, Locked, NoSuchBackup, Over, WrongState
 
 __all__ = [
     "MAX_TRIES",
@@ -32,11 +33,13 @@ __all__ = [
     "VideoId",
     "abandoned",
     "asked_again",
+    "deletable",
     "ended",
     "expired",
     "joined",
     "lapsed",
     "live",
+    "locked",
     "offer_failed",
     "progressed",
     "received",
@@ -47,6 +50,8 @@ __all__ = [
     "stored",
     "storing",
     "taken",
+    "trashed",
+    "undeleted",
     "video_key",
     "wanted",
 ]
@@ -111,7 +116,8 @@ class Backup:
     """A copy that is durable, verified and listed.
 
     ``folder`` is relative to the root, ``name`` the file's safe name in it; ``file_name`` is
-    what the sender called it.
+    what the sender called it. One that was deleted lies in the trash, since ``deleted_at`` and
+    because of ``deleted_by``, and is removed later; until ``locked_until`` it cannot be deleted.
     """
 
     backup_id: str
@@ -127,6 +133,9 @@ class Backup:
     folder: str
     name: str
     problem: str | None = None
+    deleted_at: float | None = None
+    deleted_by: str | None = None
+    locked_until: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -456,3 +465,38 @@ def expired(
         reason=alive.last_error or "The sender did not come for it in time.",
         now=now,
     )
+
+
+# -- what is kept ----------------------------------------------------------------------------------
+
+
+def deletable(backup: Backup, *, now: float) -> None:
+    """Raises `Locked` while it is."""
+    if backup.locked_until is not None and now < backup.locked_until:
+        until = datetime.fromtimestamp(backup.locked_until, UTC).isoformat(timespec="seconds")
+        raise Locked(f"Backup {backup.backup_id} is locked until {until}; nobody can delete it.")
+
+
+def trashed(backup: Backup, *, by: str, at: float, now: float) -> Backup:
+    """It lies in the trash; again is harmless. Raises `Locked`."""
+    deletable(backup, now=now)
+    if backup.deleted_at is not None:
+        return backup
+    return replace(backup, deleted_at=at, deleted_by=by)
+
+
+def undeleted(backup: Backup) -> Backup:
+    """It is out of the trash; again is harmless."""
+    return replace(backup, deleted_at=None, deleted_by=None)
+
+
+def locked(backup: Backup, *, until: float) -> Backup:
+    """It is locked until then. Raises `Locked` when that would shorten its lock, `NoSuchBackup`
+    when it lies in the trash: what is about to be removed cannot be promised.
+    """
+    if backup.deleted_at is not None:
+        raise NoSuchBackup(f"Backup {backup.backup_id} is in the trash; undelete it first.")
+    if backup.locked_until is not None and until < backup.locked_until:
+        since = datetime.fromtimestamp(backup.locked_until, UTC).isoformat(timespec="seconds")
+        raise Locked(f"Backup {backup.backup_id} is locked until {since}; that is only extended.")
+    return replace(backup, locked_until=until)

@@ -16,7 +16,7 @@ from twisted.python.components import Componentized
 from twisted.python.failure import Failure
 
 from backupd.errors import BackupdError
-from backupd.interfaces import NO_LIMITS, Allowance, ILedger, IStorage, OffThread
+from backupd.interfaces import NO_LIMITS, Allowance, ILedger, IStorage, OffThread, Retention
 from backupd.links import Links
 from backupd.own_folder import OwnFolder
 from backupd.peer.origins import origin_of
@@ -31,6 +31,8 @@ from backupd.receiver.recovery import Rebuilt, rebuild, recover
 from backupd.receiver.repair import Repairs
 from backupd.receiver.resources import Resources
 from backupd.receiver.scrub import Scrub
+from backupd.receiver.seen_time import SeenTime
+from backupd.receiver.trash import Rules, Trash
 from backupd.requests import (
     Cancelled,
     Pending,
@@ -39,6 +41,7 @@ from backupd.requests import (
 from backupd.sender.outbox import Outbox
 from backupd.serving import Listening, base_of
 from backupd.settings import Settings
+from backupd.trust.audit import Audit
 from backupd.trust.peers import Peer
 from backupd.trust.registry import InMemory, Peers
 from backupd.turns import Turns
@@ -47,6 +50,9 @@ from backupd.waiting import Round, go_on, shielded
 __all__ = ["BackupService", "Chance", "Running"]
 
 PAGE = 500
+
+AUDIT_GRACE = 5.0
+"""Seconds that a stop waits for the audit log."""
 
 Stage = Coroutine[Deferred[Any], Any, None]
 
@@ -107,6 +113,8 @@ class BackupService(Service):
         tell_init: Callable[[str], None] = lambda state: None,
         exit: Callable[[int], object] = lambda status: None,  # noqa: A002
         log_observer: ILogObserver | None = None,
+        steady: Callable[[], float] | None = None,
+        audit: Audit | None = None,
     ) -> None:
         self.settings = settings
         self.reactor = reactor
@@ -117,6 +125,7 @@ class BackupService(Service):
         self.peers = peers or Peers(InMemory(), off)
         self.links = Links(base_of(settings, None))
         self.new_id = chance.new_id
+        self.audit = audit or Audit(None, off, reactor)
         self._threads = threads
         self._on_hangup = on_hangup
         self._tell_init = tell_init
@@ -155,6 +164,7 @@ class BackupService(Service):
             end=lambda request_id, step: go_on(self.intake.end(request_id, step)),
             nudge=self.nudge,
         )
+        self.time = SeenTime(reactor, steady or reactor.seconds)
         self.keeper = Keeper(
             ledger=ledger,
             storage=storage,
@@ -163,6 +173,18 @@ class BackupService(Service):
             off=off,
             settings=settings,
             new_id=chance.new_id,
+            time=self.time,
+            note=self.audit.note,
+        )
+        self.trash = Trash(
+            ledger=ledger,
+            storage=storage,
+            keeper=self.keeper,
+            time=self.time,
+            off=off,
+            settings=settings,
+            rules=self._rules,
+            note=self.audit.note,
         )
         self.resources = Resources(
             ledger=ledger,
@@ -197,6 +219,8 @@ class BackupService(Service):
         self._sweep = Round(self.expiry.sweep, reactor)
         self._reading = Round(self.scrub.run, reactor)
         self._repairing = Round(self.repairs.tick, reactor)
+        self._emptying = Round(self.trash.sweep, reactor)
+        self._retiring = Round(self.trash.look, reactor)
         self._loop = LoopingCall(self._tick)
         self._loop.clock = reactor
         self._nudged: IDelayedCall | None = None
@@ -214,6 +238,14 @@ class BackupService(Service):
             quota=limits.quota, max_pending=limits.max_pending, max_size=limits.max_size
         )
 
+    def _rules(self) -> Rules:
+        """How long what each peer keeps here is kept."""
+        said = self.settings
+        everybody = Retention(
+            keep_last=said.keep_last, keep_for=said.keep_for, minimum_keep=said.minimum_keep
+        )
+        return Rules(everybody, {peer.name: peer.retention for peer in self.peers})
+
     # -- the loop ---------------------------------------------------------------------------------
 
     def nudge(self) -> None:
@@ -224,7 +256,14 @@ class BackupService(Service):
     def _tick(self) -> None:
         """Look, and begin to end what is overdue; never raises, waits for nothing."""
         self._look()
-        for beside in (self._sweep, self._reading, self._repairing):
+        self.audit.tick()
+        for beside in (
+            self._sweep,
+            self._reading,
+            self._repairing,
+            self._emptying,
+            self._retiring,
+        ):
             beside.run()
 
     def _look(self) -> None:
@@ -305,6 +344,7 @@ class BackupService(Service):
 
     async def _start(self) -> None:
         self.ledger.watch(self._live.observe)
+        self.time.begin(await self.ledger.latest_seen())
         await recover(
             ledger=self.ledger,
             storage=self.storage,
@@ -319,6 +359,7 @@ class BackupService(Service):
         self.ready = True
         self._loop.start(self.settings.loop_interval, now=True)
         self._tell_init("READY=1")
+        self._note_start()
         shielded(self.resources.go_on())
         shielded(self._live.go_on())
         totals = await self.ledger.totals()
@@ -328,6 +369,22 @@ class BackupService(Service):
             pending=totals.pending,
             in_progress=totals.live - totals.pending,
         )
+
+    def _note_start(self) -> None:
+        """With which settings of safety it runs."""
+        said = self.settings
+        guarded = {
+            "listen": said.listen,
+            "closed": self.peers.closed,
+            "peers": [peer.name for peer in self.peers if peer.state == "active"],
+            "trusted_proxies": said.trusted_proxies,
+            "allowed_origins": said.allowed_origins,
+            "trash_period": said.trash_period,
+            "keep_last": said.keep_last,
+            "keep_for": said.keep_for,
+            "minimum_keep": said.minimum_keep,
+        }
+        self.audit.note("started", why=f"{guarded}")
 
     def _start_failed(self, failure: Failure) -> None:
         if not self.running and failure.check(CancelledError):
@@ -366,7 +423,11 @@ class BackupService(Service):
             await self.queue.stop()
             await self.outbox.stop()
             self.scrub.stop()
-            for one in (*self._looks, self._sweep, self._repairing):
+            self.trash.stop()
+            for one in (
+                *(*self._looks, self._sweep, self._repairing),
+                *(self._emptying, self._retiring),
+            ):
                 await one.stop()
             await self.intake.transfers.stop(grace)
             for name, work in {
@@ -380,6 +441,7 @@ class BackupService(Service):
             self._log.failure("backupd stops, in spite of a defect")
         self.ready = False
         try:
+            await self._wait(go_on(self.audit.close()), AUDIT_GRACE)
             await self.ledger.close()
         finally:
             for threads in self._threads:
@@ -437,4 +499,6 @@ class BackupService(Service):
 
     async def rebuild(self) -> Rebuilt:
         """Put on the ledger's list what lies under the root."""
-        return await rebuild(ledger=self.ledger, storage=self.storage, off=self.off)
+        return await rebuild(
+            ledger=self.ledger, storage=self.storage, off=self.off, now=self.time.stamp
+        )

@@ -58,6 +58,10 @@ class Settings:
     shutdown_grace: float = 30.0
     scrub_period: float = 30 * 86400.0
     scrub_rate: int = 20 * 1024**2
+    trash_period: float = 7 * 86400.0
+    keep_last: int = 0
+    keep_for: float = 0.0
+    minimum_keep: float = 0.0
     videos: tuple[str, ...] = ()
     watch_to: str = ""
     max_sends: int = 4
@@ -84,6 +88,11 @@ class Settings:
     def peers_folder(self) -> str:
         """Where the records of peers lie, with what is shared with each."""
         return os.path.join(self.own_folder, "peers")
+
+    @property
+    def audit_file(self) -> str:
+        """Where it is noted who did what, and who was refused."""
+        return os.path.join(self.own_folder, "audit.jsonl")
 
     @property
     def token_file(self) -> str:
@@ -133,7 +142,7 @@ def _least_rate(value: object) -> int:
 
 
 def _period(value: object) -> float:
-    off = value in (0, "0", "off") and value is not False
+    off = value in (0, "0", "0.0", "off") and value is not False
     return 0.0 if off else parse_duration(value)
 
 
@@ -145,6 +154,11 @@ def _count(value: object) -> int:
     if not 1 <= count <= 10**9:
         raise ValueError("must be a whole number of at least 1")
     return count
+
+
+def _count_or_off(value: object) -> int:
+    off = value in (0, "0", "off") and value is not False
+    return 0 if off else _count(value)
 
 
 def _texts(value: object) -> tuple[str, ...]:
@@ -248,6 +262,10 @@ _PARSERS: dict[str, Callable[[object], Any]] = {
     "shutdown_grace": parse_duration,
     "scrub_period": _period,
     "scrub_rate": _rate,
+    "trash_period": _period,
+    "keep_last": _count_or_off,
+    "keep_for": _period,
+    "minimum_keep": _period,
     "videos": _paths,
     "watch_to": _url,
     "max_sends": _count,
@@ -281,6 +299,10 @@ KEYS: dict[str, str] = {
     "shutdown_grace": "how long a stop waits for uploads",
     "scrub_period": "in which every backup is read again and compared; 0 or off: never",
     "scrub_rate": "bytes that are read for that in a second, at most; half of it beside uploads",
+    "trash_period": "how long what was deleted can be undeleted; 0 or off: it is removed at once",
+    "keep_last": "good versions of a video that are kept; 0 or off: all",
+    "keep_for": "how long older versions of a video are kept; 0 or off: as keep_last says",
+    "minimum_keep": "for which nobody but the operator deletes a backup; 0 or off: no time",
     "videos": "folders in which videos are found by their id",
     "watch_to": "URL of the receiver that every new video in these folders is sent to",
     "max_sends": "videos that are sent at once",

@@ -8,6 +8,7 @@ import secrets
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -34,6 +35,8 @@ from backupd.settings import KEYS, Settings, load
 from backupd.storage.disk import DiskStorage
 from backupd.storage.system import SYSTEM
 from backupd.threads import Threads
+from backupd.trust.audit import Audit
+from backupd.trust.audit_file import AuditFile
 from backupd.trust.files import PeerFiles
 from backupd.trust.registry import InMemory, Peers, Records
 from backupd.web.resource import make_site
@@ -103,11 +106,14 @@ def join(
     tell_init: Callable[[str], None] = lambda state: None,
     exit: Callable[[int], object] = lambda status: None,  # noqa: A002
     log_observer: ILogObserver | None = None,
+    steady: Callable[[], float] | None = None,
+    audit: Audit | None = None,
 ) -> BackupService:
     """A daemon out of its parts: clock and network (``reactor``), disk, threads and chance.
 
     Production hands in the real ones, the simulation its own; nothing else differs.
     """
+    audit = audit or Audit(None, off, reactor)
     peers = Peers(peer_records or InMemory(), off, always=settings.access == "peers")
     shown = settings.client_certificate
     tls = ClientTls(read_client_certificate(shown) if shown else None)
@@ -136,7 +142,7 @@ def join(
         ledger=ledger,
         storage=DiskStorage(settings.root, fs=fs),
         off=off,
-        offer=Offers(callbacks, peers, reactor),
+        offer=Offers(callbacks, peers, reactor, audit.often),
         outbox=outbox,
         chance=chance,
         peers=peers,
@@ -145,6 +151,8 @@ def join(
         tell_init=tell_init,
         exit=exit,
         log_observer=log_observer,
+        steady=steady,
+        audit=audit,
     )
     service.pairing = Pairing(
         peers=peers,
@@ -168,6 +176,7 @@ def build(settings: Settings) -> BackupService:
     rng = random.Random()  # noqa: S311 - jitter is no secret
     entropy = Entropy(os.urandom)
     write, read = Threads(reactor, 1, "ledger-write"), Threads(reactor, 1, "ledger-read")
+    noting = Threads(reactor, 1, "audit")
     disk = Threads(reactor, DISK_THREADS, "disk")
     ledger = SqlLedger(settings.ledger_url, write_off=write, read_off=read, footprint=FOOTPRINT)
     service = join(
@@ -179,12 +188,14 @@ def build(settings: Settings) -> BackupService:
         off=disk,
         rng=rng,
         chance=chance_from(rng, entropy.token, entropy.id),
-        threads=[write, read, disk],
+        threads=[write, read, disk, noting],
         peer_records=PeerFiles(settings.peers_folder),
         on_hangup=lambda act: on_hangup(reactor, act),
         tell_init=tell_init,
         exit=os._exit,
         log_observer=_log_observer(settings),
+        steady=time.monotonic,
+        audit=Audit(AuditFile(settings.audit_file), noting, reactor),
     )
     service.turns.watch(reactor)
     return service

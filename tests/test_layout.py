@@ -14,7 +14,8 @@ from typing import TypeAlias
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND_LINE = {
-    f"backupd.{name}" for name in ("cli", "cli_peers", "control", "doctor", "fetch", "terminal")
+    f"backupd.{name}"
+    for name in ("cli", "cli_keeping", "cli_peers", "control", "doctor", "fetch", "terminal")
 }
 """``backupctl``, a process of its own that blocks as it likes."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, delete, insert, select, text, update
 
 from backupd.errors import NoSuchBackup
 from backupd.ledger import rows
@@ -21,6 +21,10 @@ __all__ = [
 ]
 
 _b = backups.c
+_LISTED = text("deleted_at IS NULL")
+_IN_TRASH = text("deleted_at IS NOT NULL")
+_HELD = ("deleted_at", "deleted_by", "locked_until")
+"""Columns that `ILedger.change_backup` alone changes."""
 
 
 def insert_backup(connection: Connection, kept: Backup) -> None:
@@ -50,9 +54,15 @@ def backup(connection: Connection, backup_id: str) -> Backup:
 
 
 def page(
-    connection: Connection, peer: str | None, video: VideoId | None, after: int, limit: int
+    connection: Connection,
+    peer: str | None,
+    video: VideoId | None,
+    after: int,
+    limit: int,
+    trash: bool,
 ) -> list[tuple[int, Backup]]:
     query = select(backups).where(_b.seq > after).order_by(_b.seq).limit(limit)
+    query = query.where(_IN_TRASH if trash else _LISTED)
     if peer is not None:
         query = query.where(_b.peer == peer)
     if video is not None:
@@ -85,9 +95,8 @@ def put_backup(connection: Connection, kept: Backup) -> bool:
     if old is None:
         insert_backup(connection, kept)
         return True
-    connection.execute(
-        update(backups).where(_b.backup_id == kept.backup_id).values(rows.backup_row(kept))
-    )
+    row = {name: one for name, one in rows.backup_row(kept).items() if name not in _HELD}
+    connection.execute(update(backups).where(_b.backup_id == kept.backup_id).values(row))
     if (old.peer, old.size) != (kept.peer, kept.size):
         _count(connection, old.peer, -old.size)
         _count(connection, kept.peer, kept.size)
@@ -108,7 +117,7 @@ def copy_of(connection: Connection, kept: Backup) -> Backup | None:
         _b.peer == kept.peer,
         _b.size == kept.size,
         _b.sha256 == kept.sha256,
-        _b.problem.is_(None),
+        text("problem IS NULL AND deleted_at IS NULL"),
         _b.backup_id != kept.backup_id,
     )
     row = connection.execute(same.order_by(_b.seq.desc()).limit(1)).one_or_none()

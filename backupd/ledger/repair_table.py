@@ -12,11 +12,21 @@ from backupd.ledger.backup_table import backup
 from backupd.ledger.schema import backups, repairs
 from backupd.requests import Backup
 
-__all__ = ["begin_reading", "condition", "due", "kept", "longest_unread", "put", "verified"]
+__all__ = [
+    "begin_reading",
+    "condition",
+    "damaged",
+    "due",
+    "kept",
+    "longest_unread",
+    "put",
+    "verified",
+]
 
 _b, _p = backups.c, repairs.c
-_WELL = text("problem IS NULL")
-_DAMAGED = text("problem IS NOT NULL")
+_LISTED = text("deleted_at IS NULL")
+_WELL = text("problem IS NULL AND deleted_at IS NULL")
+_DAMAGED = text("problem IS NOT NULL AND deleted_at IS NULL")
 
 
 def longest_unread(connection: Connection, before: float) -> Backup | None:
@@ -36,13 +46,13 @@ def verified(connection: Connection, backup_id: str, problem: str | None, now: f
         connection.execute(delete(repairs).where(_p.backup_id == backup_id))
     else:
         connection.execute(this.values(read_at=now, problem=problem))
-        _damaged(connection, backup_id, now)
+        damaged(connection, backup_id, now)
     return backup(connection, backup_id)
 
 
-def _damaged(connection: Connection, backup_id: str, now: float) -> None:
+def damaged(connection: Connection, backup_id: str, now: float) -> None:
     """Its sender is to be told, if it can be and is not being told already."""
-    callback = select(_b.callback).where(_b.backup_id == backup_id)
+    callback = select(_b.callback).where(_b.backup_id == backup_id, _LISTED)
     if connection.execute(callback).scalar() is None:
         return
     known = select(_p.backup_id).where(_p.backup_id == backup_id)
@@ -58,14 +68,14 @@ def kept(connection: Connection) -> tuple[int, int]:
 
 
 def condition(connection: Connection) -> Condition:
-    damaged = connection.execute(select(func.count(_b.seq)).where(_DAMAGED)).scalar_one()
+    bad = connection.execute(select(func.count(_b.seq)).where(_DAMAGED)).scalar_one()
     oldest = (
         select(func.coalesce(_b.verified_at, _b.stored_at))
         .where(_WELL)
         .order_by(_b.verified_at.nulls_first())
         .limit(1)
     )
-    return Condition(damaged=damaged, verified_at=connection.execute(oldest).scalar())
+    return Condition(damaged=bad, verified_at=connection.execute(oldest).scalar())
 
 
 def due(connection: Connection, now: float, limit: int) -> list[Repair]:

@@ -16,7 +16,17 @@ from sqlalchemy import (
     text,
 )
 
-__all__ = ["backups", "entries", "lines", "metadata", "repairs", "requests", "uploads", "usage"]
+__all__ = [
+    "backups",
+    "entries",
+    "lines",
+    "metadata",
+    "repairs",
+    "requests",
+    "times",
+    "uploads",
+    "usage",
+]
 
 metadata = MetaData()
 
@@ -146,6 +156,9 @@ backups = Table(
     # The way back to its sender, if there is one; the link is a secret that only this table has.
     Column("origin", Text),
     Column("callback", Text),
+    Column("deleted_at", Double),  # in the trash since then
+    Column("deleted_by", Text),
+    Column("locked_until", Double),
     sqlite_autoincrement=True,
 )
 usage = Table(
@@ -154,11 +167,28 @@ usage = Table(
     Column("peer", Text, primary_key=True),
     Column("kept", BigInteger, nullable=False),  # bytes of its backups
 )
+_in_trash = text("deleted_at IS NOT NULL")
 Index("backups_peer", backups.c.peer, backups.c.seq)
 Index("backups_video", backups.c.video, backups.c.seq)
 Index("backups_read", backups.c.read_at, backups.c.size)
-_partial("backups_well", backups.c.verified_at, where=text("problem IS NULL"))
-_partial("backups_damaged", backups.c.seq, where=text("problem IS NOT NULL"))
+_well = text("problem IS NULL AND deleted_at IS NULL")
+_damaged = text("problem IS NOT NULL AND deleted_at IS NULL")
+_partial("backups_well", backups.c.verified_at, where=_well)
+_partial("backups_damaged", backups.c.seq, where=_damaged)
+_partial(
+    "backups_good_versions",
+    *(backups.c.peer, backups.c.video, backups.c.stored_at, backups.c.seq),
+    where=_well,
+)
+_partial("backups_trash", backups.c.seq, where=_in_trash)
+_partial("backups_trash_due", backups.c.deleted_at, where=_in_trash)
+
+times = Table(
+    "times",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("at", Double, nullable=False),
+)
 
 repairs = Table(
     "repairs",

@@ -30,12 +30,13 @@ from backupd.interfaces import (
     Line,
     OffThread,
     Repair,
+    Retention,
     Room,
     Totals,
     Upload,
     Usage,
 )
-from backupd.ledger import backup_table, entry_table, repair_table, request_table
+from backupd.ledger import backup_table, entry_table, keeping_table, repair_table, request_table
 from backupd.ledger.batches import Batches, ledger_failed
 from backupd.ledger.request_table import RequestTable, Sums
 from backupd.ledger.upgrade import upgrade
@@ -278,9 +279,15 @@ class SqlLedger:
         return self._read(lambda c: backup_table.backup(c, backup_id))
 
     def backups(
-        self, *, peer: str | None, video: VideoId | None, after: int, limit: int
+        self,
+        *,
+        peer: str | None,
+        video: VideoId | None,
+        after: int,
+        limit: int,
+        trash: bool = False,
     ) -> Deferred[list[tuple[int, Backup]]]:
-        return self._read(lambda c: backup_table.page(c, peer, video, after, limit))
+        return self._read(lambda c: backup_table.page(c, peer, video, after, limit, trash))
 
     def list_backup(self, backup: Backup) -> Deferred[bool]:
         return self._write(lambda c: backup_table.list_backup(c, backup))
@@ -296,6 +303,33 @@ class SqlLedger:
 
     def copy_of(self, backup: Backup) -> Deferred[Backup | None]:
         return self._read(lambda c: backup_table.copy_of(c, backup))
+
+    # -- how long it is kept ----------------------------------------------------------------------
+
+    def change_backup(self, backup_id: str, step: Callable[[Backup], Backup]) -> Deferred[Backup]:
+        return self._write(lambda c: keeping_table.change_backup(c, backup_id, step))
+
+    def outdated(
+        self, rule: Callable[[str], Retention], *, now: float, after: int, limit: int
+    ) -> Deferred[tuple[list[Backup], int | None]]:
+        return self._read(lambda c: keeping_table.outdated(c, rule, now, after, limit))
+
+    def retire(
+        self, backup_id: str, rule: Retention, *, by: str, at: float, now: float
+    ) -> Deferred[Backup | None]:
+        return self._write(lambda c: keeping_table.retire(c, backup_id, rule, by, at, now))
+
+    def has_version(self, backup: Backup) -> Deferred[bool]:
+        return self._read(lambda c: keeping_table.has_version(c, backup))
+
+    def trash_due(self, *, before: float, limit: int) -> Deferred[list[Backup]]:
+        return self._read(lambda c: keeping_table.trash_due(c, before, limit))
+
+    def latest_seen(self) -> Deferred[float | None]:
+        return self._read(keeping_table.latest_seen)
+
+    def see(self, now: float) -> Deferred[None]:
+        return self._write(lambda c: keeping_table.see(c, now))
 
     # -- whether it is still right ----------------------------------------------------------------
 

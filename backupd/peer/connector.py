@@ -27,7 +27,7 @@ from twisted.web.client import URI
 from twisted.web.iweb import IAgentEndpointFactory
 from zope.interface import implementer
 
-from backupd.errors import PeerFailed
+from backupd.errors import CallForbidden, PeerFailed
 from backupd.peer.addresses import ANYWHERE, Reach, literal
 from backupd.peer.origins import Place
 from backupd.peer.tls import ClientTls
@@ -79,7 +79,7 @@ class _Guarded:
         for address in addresses:
             why = self._route.reach.refusal(ip_address(address.host))
             if why is not None:
-                raise PeerFailed(
+                raise CallForbidden(
                     f"{place.host} is at {address.host}, {why}: it is not called unless the "
                     "networks of this peer name it."
                 )

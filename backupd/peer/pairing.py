@@ -57,6 +57,7 @@ class Grant:
 
     rights: frozenset[Right] | None = None
     limits: Mapping[str, Any] = field(default_factory=dict)
+    retention: Mapping[str, Any] = field(default_factory=dict)
     networks: tuple[str, ...] | None = None
     origins: tuple[str, ...] | None = None
 
@@ -72,6 +73,7 @@ class Grant:
             peer,
             rights=peer.rights if self.rights is None else self.rights,
             limits=replace(peer.limits, **self.limits),
+            retention=replace(peer.retention, **self.retention),
             networks=peer.networks if self.networks is None else self.networks,
             origins=peer.origins if origins is None else origins,
         )

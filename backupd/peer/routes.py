@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from twisted.internet.interfaces import IReactorTime
 
-from backupd.errors import PeerFailed
+from backupd.errors import CallForbidden, PeerFailed
 from backupd.peer.addresses import LOOPBACK, Reach
 from backupd.peer.answers import Answer
 from backupd.peer.client import PeerClient
 from backupd.peer.connector import OPEN_ROUTE, Route
 from backupd.peer.origins import Place, origin_of
 from backupd.requests import Ask
+from backupd.trust.audit import Note, unheard
 from backupd.trust.peers import Peer
 from backupd.trust.registry import Peers
 from backupd.trust.signing import signed
@@ -55,7 +56,10 @@ class CallbackRoutes:
 class Offers:
     """Sends offers, each signed with what is shared with the peer that it goes to."""
 
-    def __init__(self, client: PeerClient, peers: Peers, clock: IReactorTime) -> None:
+    def __init__(
+        self, client: PeerClient, peers: Peers, clock: IReactorTime, note: Note = unheard
+    ) -> None:
+        self._note = note
         self._client = client
         self._peers = peers
         self._clock = clock
@@ -77,4 +81,8 @@ class Offers:
                 raise PeerFailed(f"{ask.origin} is no origin of peer {peer.name} any more.")
             message_id = f"msg_{ask.request_id}"
             headers = signed(peer.signs, message_id, self._timestamp(ask.request_id), body)
-        return await self._client.offer(ask.callback, body, headers)
+        try:
+            return await self._client.offer(ask.callback, body, headers)
+        except CallForbidden as error:
+            self._note("call-refused", peer=ask.peer, what=ask.origin, why=str(error))
+            raise

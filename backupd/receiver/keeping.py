@@ -20,6 +20,7 @@ from backupd.errors import (
 )
 from backupd.interfaces import ILedger, IStorage, IStored, OffThread, Upload
 from backupd.receiver.intake import Intake
+from backupd.receiver.seen_time import SeenTime
 from backupd.requests import (
     Backup,
     BackupRequest,
@@ -33,6 +34,7 @@ from backupd.requests import (
     Stored,
     Storing,
     abandoned,
+    deletable,
     ended,
     rejected,
     stored,
@@ -40,6 +42,7 @@ from backupd.requests import (
 )
 from backupd.settings import Settings
 from backupd.storage.names import file_name
+from backupd.trust.audit import Note, unheard
 from backupd.waiting import KeyedLocks
 
 __all__ = ["Keeper", "Pace", "Progress"]
@@ -78,7 +81,10 @@ class Keeper:
         off: OffThread,
         settings: Settings,
         new_id: Callable[[], str],
+        time: SeenTime,
+        note: Note = unheard,
     ) -> None:
+        self._note = note
         self._ledger = ledger
         self._storage = storage
         self._intake = intake
@@ -86,7 +92,9 @@ class Keeper:
         self._off = off
         self._settings = settings
         self._new_id = new_id
-        self._places = KeyedLocks()
+        self._time = time
+        self.places = KeyedLocks()
+        """Held by whoever changes what is said of a kept backup, or removes it, by its id."""
         self.verifying: dict[str, Progress] = {}
         self.bytes_verified = 0
 
@@ -223,6 +231,7 @@ class Keeper:
         name = given or file_name(None, ask.video, content_type)
         folder, safe = self._storage.place(ask.peer, ask.video, backup_id, name)
         now = self._clock.seconds()
+        stored_at = self._time.stamp()
         backup = Backup(
             backup_id=backup_id,
             request_id=ask.request_id,
@@ -232,7 +241,7 @@ class Keeper:
             content_type=content_type,
             size=upload.offset,
             sha256=upload.sha256 or "",
-            stored_at=now,
+            stored_at=stored_at,
             verified_at=now,
             folder=folder,
             name=safe,
@@ -324,7 +333,7 @@ class Keeper:
                 problem = await self._check(backup, progress, pace)
         finally:
             del self.verifying[backup_id]
-        async with self._places.hold(backup_id):
+        async with self.places.hold(backup_id):
             return await self._record(backup_id, problem)
 
     async def _record(self, backup_id: str, problem: str | None) -> Backup:
@@ -383,11 +392,15 @@ class Keeper:
         return None
 
     async def delete(self, backup_id: str) -> Backup:
-        """Delete a kept backup: first its files, so that nothing unlisted is left behind."""
-        async with self._places.hold(backup_id):
-            return await self._delete(await self._ledger.backup(backup_id))
+        """Remove a kept backup. Raises `Locked`."""
+        async with self.places.hold(backup_id):
+            return await self.remove(await self._ledger.backup(backup_id))
 
-    async def _delete(self, backup: Backup) -> Backup:
+    async def remove(self, backup: Backup) -> Backup:
+        """Remove one whose place is held: first its files, so that nothing unlisted is left
+        behind. Raises `Locked`.
+        """
+        deletable(backup, now=self._time.now())
         await self._off(self._storage.remove, backup)
         await self._ledger.drop_backup(backup.backup_id)
         self._log.info(
@@ -398,25 +411,29 @@ class Keeper:
         return backup
 
     async def superseded(self, backup_id: str) -> bool:
-        """Delete a damaged backup if another copy of its bytes is whole; whether it was.
+        """Delete a damaged backup if another copy of its bytes is whole; whether one is.
 
-        The other copy cannot be deleted meanwhile, nor this one be found to be well again.
+        The other copy cannot be deleted meanwhile, nor this one be found to be well again. One
+        that is locked stays, damaged as it is.
         """
         damaged = await self._ledger.backup(backup_id)
         copy = await self._ledger.copy_of(damaged)
         if copy is None:
             return False
-        async with self._places.hold(copy.backup_id), self._places.hold(backup_id):
+        async with self.places.hold(copy.backup_id), self.places.hold(backup_id):
             damaged = await self._ledger.backup(backup_id)
             copy = await self._ledger.backup(copy.backup_id)
-            if damaged.problem is None or copy.problem is not None:
+            if damaged.problem is None or copy.problem is not None or copy.deleted_at is not None:
                 return False
+            if damaged.locked_until is not None and self._time.now() < damaged.locked_until:
+                return True
             self._log.info(
                 "backup {backup_id}, which is damaged, gives way to {copy_id}",
                 backup_id=backup_id,
                 copy_id=copy.backup_id,
             )
-            await self._delete(damaged)
+            await self.remove(damaged)
+        self._note("removed", peer=damaged.peer, what=backup_id, why="damaged; another is whole")
         return True
 
 

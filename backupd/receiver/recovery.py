@@ -136,11 +136,14 @@ class Rebuilt:
         self.more_damaged = 0
 
 
-async def rebuild(*, ledger: ILedger, storage: IStorage, off: OffThread) -> Rebuilt:
+async def rebuild(
+    *, ledger: ILedger, storage: IStorage, off: OffThread, now: Callable[[], float]
+) -> Rebuilt:
     """Put every backup that lies under the root on the ledger's list, from its sidecar.
 
     Nothing is deleted or changed on the disk; what is damaged is reported. A backup that is
-    rebuilt counts as not verified until `Keeper.verify` has read it.
+    rebuilt counts as not verified until `Keeper.verify` has read it. One from the trash lies there
+    for its whole time again: nobody may have known of it.
     """
     result = Rebuilt()
     found = await off(storage.walk)
@@ -151,7 +154,9 @@ async def rebuild(*, ledger: ILedger, storage: IStorage, off: OffThread) -> Rebu
             else:
                 result.more_damaged += 1
             continue
-        if not await ledger.list_backup(replace(one.backup, verified_at=None)):
+        deleted_at = None if one.backup.deleted_at is None else now()
+        listed = replace(one.backup, verified_at=None, deleted_at=deleted_at)
+        if not await ledger.list_backup(listed):
             result.known += 1
         elif await _is_there(storage, off, one.backup):
             result.added += 1

@@ -13,7 +13,9 @@ Indented UTF-8 JSON, one object::
       "size": 1048576, "sha256": "…",
       "storedAt": "2026-11-24T02:07:00.123456001Z",
       "verifiedAt": null,
-      "problem": null
+      "problem": null,
+      "deletedAt": null, "deletedBy": null,     in the trash since then, and because of whom
+      "lockedUntil": null
     }
 
 Times are RFC 3339, UTC, with nanoseconds: the nearest of them gives back the very float that a
@@ -55,6 +57,9 @@ class _Sidecar(Struct, frozen=True, kw_only=True, rename="camel"):
     stored_at: str
     verified_at: str | None
     problem: str | None = None
+    deleted_at: str | None = None
+    deleted_by: str | None = None
+    locked_until: str | None = None
 
 
 def encode(backup: Backup) -> bytes:
@@ -71,8 +76,11 @@ def encode(backup: Backup) -> bytes:
         size=backup.size,
         sha256=backup.sha256,
         stored_at=_time_text(backup.stored_at),
-        verified_at=None if backup.verified_at is None else _time_text(backup.verified_at),
+        verified_at=_text_or_none(backup.verified_at),
         problem=backup.problem,
+        deleted_at=_text_or_none(backup.deleted_at),
+        deleted_by=backup.deleted_by,
+        locked_until=_text_or_none(backup.locked_until),
     )
     text = json.dumps(to_builtins(sidecar), indent=2, ensure_ascii=False) + "\n"
     # Half a surrogate pair, which a client's JSON may hold, becomes its JSON escape.
@@ -101,10 +109,13 @@ def decode(data: bytes, folder: str) -> Backup:
         size=sidecar.size,
         sha256=sidecar.sha256,
         stored_at=_time(sidecar.stored_at),
-        verified_at=None if sidecar.verified_at is None else _time(sidecar.verified_at),
+        verified_at=_time_or_none(sidecar.verified_at),
         folder=folder,
         name=sidecar.name,
         problem=sidecar.problem,
+        deleted_at=_time_or_none(sidecar.deleted_at),
+        deleted_by=sidecar.deleted_by,
+        locked_until=_time_or_none(sidecar.locked_until),
     )
 
 
@@ -115,6 +126,14 @@ def _time_text(seconds: float) -> str:
         whole, nanoseconds = whole + 1, 0
     moment = datetime.fromtimestamp(whole, UTC).replace(tzinfo=None)
     return f"{moment.isoformat()}.{nanoseconds:09}Z"
+
+
+def _text_or_none(seconds: float | None) -> str | None:
+    return None if seconds is None else _time_text(seconds)
+
+
+def _time_or_none(text: str | None) -> float | None:
+    return None if text is None else _time(text)
 
 
 def _time(text: str) -> float:

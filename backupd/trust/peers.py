@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from backupd.errors import Invalid
+from backupd.interfaces import NO_RETENTION, Retention
 
 __all__ = ["Invitation", "Limits", "Peer", "Right", "check_name", "token_hash"]
 
@@ -70,6 +71,7 @@ class Peer:
     created_at: float
     rights: frozenset[Right] = frozenset()
     limits: Limits = Limits()
+    retention: Retention = NO_RETENTION
     url: str | None = None
     pin: str | None = None
     origins: tuple[str, ...] = ()

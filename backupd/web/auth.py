@@ -21,7 +21,7 @@ from backupd.service import BackupService
 from backupd.trust.caller import LOCAL, OPERATOR, STRANGER, Caller, Kind
 from backupd.trust.peers import Peer, token_hash
 from backupd.web.cors import allow
-from backupd.web.endpoint import problem, write
+from backupd.web.endpoint import note_refusal, problem, write
 from backupd.web.forwarded import Proxies, Way
 from backupd.web.site import StreamingRequest
 
@@ -52,6 +52,8 @@ class Guard(Resource):
         try:
             self._check(request, request.way)
         except BackupdError as error:
+            if isinstance(error, Forbidden | Misdirected):
+                note_refusal(self._service, request, error)
             request.write(write(request, problem(error)))
             request.finish()
             return NOT_DONE_YET

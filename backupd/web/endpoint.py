@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from http import HTTPStatus
@@ -28,6 +28,7 @@ from backupd.errors import (
     UnsupportedMedia,
     UploadCut,
 )
+from backupd.links import redacted
 from backupd.service import BackupService
 from backupd.trust.caller import Caller, Kind
 from backupd.trust.peers import Right
@@ -41,7 +42,12 @@ __all__ = [
     "Call",
     "Operation",
     "Who",
+    "authorise",
+    "check_overseer",
     "error_handlers",
+    "flag_argument",
+    "next_of",
+    "note_refusal",
     "page_arguments",
     "peer_argument",
     "problem",
@@ -66,6 +72,7 @@ STATUS: dict[type[BackupdError], int] = {
     errors.Ambiguous: 409,
     errors.WrongState: 409,
     errors.AlreadyStored: 409,
+    errors.Locked: 423,
     errors.UploadHeld: 409,
     errors.Incomplete: 409,
     errors.OffsetMismatch: 409,
@@ -121,12 +128,18 @@ class Answer:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Call:
-    """What a handler gets beside its message: the query, each name once, and who is calling."""
+    """What a handler gets beside its message: the query, each name once, and who is calling.
+
+    What it leaves in ``event`` and ``noted`` is how the audit log calls what was done, and more
+    of it.
+    """
 
     query: Mapping[str, str]
     caller: Caller
+    event: str | None = None
+    noted: str | None = None
 
 
 Handler = Callable[..., Awaitable[Answer]]
@@ -164,11 +177,13 @@ class Api:
         takes: type[Any] | None = None,
         gives: type[Any] | None = None,
         unbreakable: bool = False,
+        notes: str | None = None,
     ) -> Callable[[Handler], Handler]:
         """Serve ``method url`` by an async handler ``(call, [message], **parts of the url)``.
 
         ``unbreakable`` handlers go on to their end when the client leaves. ``says`` is the
-        operation in a sentence, ``takes`` and ``gives`` are its messages.
+        operation in a sentence, ``takes`` and ``gives`` are its messages. What is done is in the
+        audit log as an event called ``notes``.
         """
 
         def decorate(handler: Handler) -> Handler:
@@ -177,12 +192,34 @@ class Api:
                 if takes is not None:
                     arguments.append(await read_message(request, takes))
                 answer = handler(*arguments, **parts)
+                if notes is not None:
+                    answer = self._noted(notes, request, parts, arguments, answer)
                 return write(request, await (shielded(_run(answer)) if unbreakable else answer))
 
             self.route(method, url, serve, who=who, says=says, takes=takes, gives=gives)
             return handler
 
         return decorate
+
+    async def _noted(
+        self,
+        event: str,
+        request: StreamingRequest,
+        parts: Mapping[str, Any],
+        arguments: list[Any],
+        answer: Awaitable[Answer],
+    ) -> Answer:
+        """``answer``, and a line in the audit log once it is there."""
+        answered = await answer
+        about = next(iter(parts.values()), None) or getattr(arguments[-1], "name", None)
+        self.service.audit.note(
+            arguments[0].event or event,
+            peer=request.caller.name,
+            address=request.way.address if request.way else None,
+            what=about,
+            why=arguments[0].noted,
+        )
+        return answered
 
     def route(
         self,
@@ -230,6 +267,8 @@ async def _guarded(
     except CancelledError:
         raise
     except BackupdError as error:
+        if isinstance(error, Unauthorized | Forbidden):
+            note_refusal(service, request, error)
         if request.startedWriting:
             return _cut(request, error, service.new_id())
         return write(request, problem(error, service.new_id()))
@@ -239,6 +278,18 @@ async def _guarded(
             request.abort()
             return b""
         return write(request, defect)
+
+
+def note_refusal(service: BackupService, request: StreamingRequest, error: BackupdError) -> None:
+    """In the audit log: who was not let in, or not to this."""
+    method = request.method.decode("ascii", "replace")
+    service.audit.often(
+        "refused",
+        peer=request.caller.name,
+        address=request.way.address if request.way else None,
+        what=f"{method} {redacted(request.path.decode('ascii', 'replace'))}",
+        why=str(error),
+    )
 
 
 def _cut(request: StreamingRequest, error: BackupdError, incident: str) -> bytes:
@@ -327,6 +378,11 @@ def page_arguments(call: Call) -> tuple[int, int]:
     return numbers[0], max(1, numbers[1])
 
 
+def next_of(page: Sequence[tuple[int, object]], limit: int) -> str | None:
+    """What ``after`` is for the following page; None when there is none."""
+    return str(page[-1][0]) if len(page) == limit else None
+
+
 def peer_argument(call: Call) -> str | None:
     """The only peer whose things are listed; None for everybody's, which not every caller sees."""
     asked, scope = call.query.get("peer"), call.caller.scope
@@ -335,14 +391,19 @@ def peer_argument(call: Call) -> str | None:
     return scope if asked is None else ""
 
 
-def state_argument(call: Call, states: Mapping[str, bool]) -> bool | None:
+def state_argument(call: Call, states: Mapping[str, bool], name: str = "state") -> bool | None:
     """What ``state`` stands for, None when it is not there. Raises `Invalid`."""
-    state = call.query.get("state")
+    state = call.query.get(name)
     if state is None:
         return None
     if state not in states:
-        raise Invalid("state", f"must be {' or '.join(states)}")
+        raise Invalid(name, f"must be {' or '.join(states)}")
     return states[state]
+
+
+def flag_argument(call: Call, name: str) -> bool:
+    """Whether ``name`` is ``true``; not being there is no. Raises `Invalid`."""
+    return bool(state_argument(call, {"true": True, "false": False}, name))
 
 
 # -- answers ---------------------------------------------------------------------------------------
@@ -448,7 +509,7 @@ def _defect(incident: str) -> Answer:
     return _problem(500, "Defect", detail, {"incident": incident}, {})
 
 
-def error_handlers(app: Klein) -> None:
+def error_handlers(service: BackupService, app: Klein) -> None:
     """What routing itself refuses: 404, and 405 with ``Allow``; a stranger gets 401."""
 
     def refused(request: Any, failure: Any) -> bytes:
@@ -456,6 +517,7 @@ def error_handlers(app: Klein) -> None:
         try:
             authorise(request.caller, Who.ANYONE)
         except Unauthorized as stranger:
+            note_refusal(service, request, stranger)
             return write(request, problem(stranger))
         headers: dict[str, str] = {}
         if isinstance(error, MethodNotAllowed):

@@ -162,8 +162,25 @@ class Completed(Said):
     content_url: str
 
 
+class Lock(_Message):
+    """Until when nobody deletes a backup: a date, or a time (RFC 3339)."""
+
+    until: Annotated[str, Meta(max_length=64)]
+
+
+class EventList(_Message):
+    """Events of the audit log; ``next`` goes into ``after``. ``trouble`` is why it fails."""
+
+    events: list[dict[str, Any]]
+    next: str
+    trouble: str | None
+
+
 class BackupView(_Message):
-    """A kept backup, PROTOCOL.md, section 6."""
+    """A kept backup, PROTOCOL.md, section 6.
+
+    One in the trash says since when and because of whom, and from when on it may be removed.
+    """
 
     backup_id: str
     peer: str
@@ -177,6 +194,10 @@ class BackupView(_Message):
     content_url: str
     problem: str | None = None
     verifying: dict[str, int] | UnsetType = UNSET
+    locked_until: str | UnsetType = UNSET
+    deleted_at: str | UnsetType = UNSET
+    deleted_by: str | UnsetType = UNSET
+    removed_at: str | UnsetType = UNSET
 
 
 class BackupList(_Message):

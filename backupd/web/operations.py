@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from twisted.logger import Logger
 
 from backupd.errors import BackupdError, LedgerFailed, NoSuchRequest
-from backupd.requests import Backup, BackupRequest, Cancelled, ended
+from backupd.requests import BackupRequest, Cancelled, ended
 from backupd.service import BackupService
 from backupd.sizes import format_size
 from backupd.waiting import go_on
@@ -18,11 +16,12 @@ from backupd.web.endpoint import (
     Call,
     Who,
     check_overseer,
+    next_of,
     page_arguments,
     peer_argument,
     state_argument,
 )
-from backupd.web.views import backup_view, entry_view, request_view, scrub_view, seen_backup
+from backupd.web.views import backup_view, entry_view, request_view, scrub_view
 
 __all__ = ["routes"]
 
@@ -36,7 +35,7 @@ def routes(api: Api) -> None:
     """Register the endpoints."""
     _health(api)
     _requests(api)
-    _backups(api)
+    _health_of_backups(api)
     _outbox(api)
 
 
@@ -103,7 +102,7 @@ def _requests(api: Api) -> None:
             await request_view(service, request, placed=number < MAX_PLACED)
             for number, (_, request) in enumerate(page)
         ]
-        return Answer(messages.RequestList(requests=views, next=_next(page, limit)))
+        return Answer(messages.RequestList(requests=views, next=next_of(page, limit)))
 
     @api.endpoint(
         "GET",
@@ -132,47 +131,8 @@ def _requests(api: Api) -> None:
         return Answer(await request_view(service, changed))
 
 
-def _backups(api: Api) -> None:
+def _health_of_backups(api: Api) -> None:
     service = api.service
-
-    async def kept(call: Call, backup_id: str) -> Backup:
-        return await seen_backup(service, call.caller, backup_id)
-
-    @api.endpoint(
-        "GET", "/api/v1/backups", says="What is kept.", gives=messages.BackupList, who=Who.ANYONE
-    )
-    async def backups(call: Call) -> Answer:
-        after, limit = page_arguments(call)
-        page = await service.ledger.backups(
-            peer=peer_argument(call),
-            video=call.query.get("videoId"),
-            after=after,
-            limit=limit,
-        )
-        views = [backup_view(service, backup) for _, backup in page]
-        return Answer(messages.BackupList(backups=views, next=_next(page, limit)))
-
-    @api.endpoint(
-        "GET",
-        "/api/v1/backups/<backup_id>",
-        says="One kept backup.",
-        gives=messages.BackupView,
-        who=Who.ANYONE,
-    )
-    async def backup(call: Call, backup_id: str) -> Answer:
-        return Answer(backup_view(service, await kept(call, backup_id)))
-
-    @api.endpoint(
-        "DELETE",
-        "/api/v1/backups/<backup_id>",
-        says="Delete a kept backup.",
-        gives=messages.BackupView,
-        who=Who.DELETER,
-        unbreakable=True,
-    )
-    async def delete(call: Call, backup_id: str) -> Answer:
-        await kept(call, backup_id)
-        return Answer(backup_view(service, await service.keeper.delete(backup_id)))
 
     @api.endpoint(
         "POST",
@@ -204,6 +164,7 @@ def _backups(api: Api) -> None:
         gives=messages.Rebuilt,
         who=Who.OPERATOR,
         unbreakable=True,
+        notes="rebuilt",
     )
     async def rebuild(call: Call) -> Answer:
         found = await service.rebuild()
@@ -265,7 +226,7 @@ def _outbox(api: Api) -> None:
         over = state_argument(call, {"going": False, "over": True})
         page = await service.ledger.entries(over=over, after=after, limit=limit)
         views = [entry_view(service, entry) for _, entry in page]
-        return Answer(messages.EntryList(entries=views, next=_next(page, limit)))
+        return Answer(messages.EntryList(entries=views, next=next_of(page, limit)))
 
     @api.endpoint(
         "GET",
@@ -287,7 +248,3 @@ def _outbox(api: Api) -> None:
     )
     async def cancel(call: Call, entry_id: str) -> Answer:
         return Answer(entry_view(service, await service.outbox.cancel(entry_id)))
-
-
-def _next(page: Sequence[tuple[int, object]], limit: int) -> str | None:
-    return str(page[-1][0]) if len(page) == limit else None

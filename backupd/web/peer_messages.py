@@ -21,12 +21,16 @@ __all__ = [
     "PeerList",
     "PeerView",
     "Renew",
+    "RetentionField",
+    "RetentionView",
 ]
 
 RightField = Literal["send", "restore", "delete", "admin"]
 Token = Annotated[str, Meta(max_length=256)]
 Texts = Annotated[list[Name], Meta(max_length=64)]
 Amount = Annotated[int, Meta(ge=1, le=2**60)]
+Versions = Annotated[int, Meta(ge=0, le=10**9)]
+Seconds = Annotated[float, Meta(ge=0, le=36500 * 86400)]
 Rate = Annotated[float, Meta(gt=0, le=1e6)]
 
 
@@ -47,11 +51,22 @@ class LimitsField(_Message):
     requests_per_second: Rate | UnsetType | None = UNSET
 
 
+class RetentionField(_Message):
+    """How long a peer's versions are kept, times in seconds; null is as the settings say, 0 is
+    without such a rule, a member that is not there is left as it is.
+    """
+
+    keep_last: Versions | UnsetType | None = UNSET
+    keep_for: Seconds | UnsetType | None = UNSET
+    minimum_keep: Seconds | UnsetType | None = UNSET
+
+
 class ChangePeer(_Message):
-    """Other rights, limits, networks or origins for a peer."""
+    """Other rights, limits, retention, networks or origins for a peer."""
 
     rights: list[RightField] | None = None
     limits: LimitsField | None = None
+    retention: RetentionField | None = None
     networks: Texts | None = None
     origins: Texts | None = None
 
@@ -103,6 +118,14 @@ class LimitsView(_Message):
     requests_per_second: float | None
 
 
+class RetentionView(_Message):
+    """How long a peer's versions are kept; null is as the settings say, 0 without such a rule."""
+
+    keep_last: int | None
+    keep_for: float | None
+    minimum_keep: float | None
+
+
 class PeerView(_Message):
     """A peer, without anything that is secret."""
 
@@ -110,6 +133,7 @@ class PeerView(_Message):
     state: str
     rights: list[str]
     limits: LimitsView
+    retention: RetentionView
     url: str | None
     pin: str | None
     origins: list[str]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Any
 
-from msgspec import UNSET, structs
+from msgspec import UNSET, Struct, structs
 
 from backupd.errors import Forbidden
 from backupd.peer.pairing import Credentials, Enrolment, Grant
@@ -34,6 +35,7 @@ def view(peer: Peer) -> said.PeerView:
         state=peer.state,
         rights=sorted(peer.rights),
         limits=said.LimitsView(**asdict(peer.limits)),
+        retention=said.RetentionView(**asdict(peer.retention)),
         url=peer.url,
         pin=peer.pin,
         origins=list(peer.origins),
@@ -46,13 +48,19 @@ def view(peer: Peer) -> said.PeerView:
 
 
 def _grant(message: said.ChangePeer) -> Grant:
-    limits = {} if message.limits is None else structs.asdict(message.limits)
     return Grant(
         rights=None if message.rights is None else frozenset(map(Right, message.rights)),
-        limits={name: value for name, value in limits.items() if value is not UNSET},
+        limits=_said(message.limits),
+        retention=_said(message.retention),
         networks=None if message.networks is None else tuple(message.networks),
         origins=None if message.origins is None else tuple(message.origins),
     )
+
+
+def _said(members: Struct | None) -> dict[str, Any]:
+    """The members that are there."""
+    found = {} if members is None else structs.asdict(members)
+    return {name: value for name, value in found.items() if value is not UNSET}
 
 
 def _shown(peer: Peer, message: str, given: Credentials | None) -> said.Paired:
@@ -79,10 +87,12 @@ def _operator(api: Api) -> None:
         gives=said.Paired,
         who=Who.OPERATOR,
         unbreakable=True,
+        notes="peer-invited",
     )
     async def invite(call: Call, message: said.InvitePeer) -> Answer:
         grant = _grant(message)
         if message.direct:
+            call.event = "peer-added"
             peer, given = await service.pairing.add(message.name, grant)
             return Answer(_shown(peer, "The peer is added", given), 201)
         peer, text = await service.pairing.invite(message.name, grant, seconds=message.seconds)
@@ -98,9 +108,11 @@ def _operator(api: Api) -> None:
         gives=said.Paired,
         who=Who.OPERATOR,
         unbreakable=True,
+        notes="peer-joined",
     )
     async def join(call: Call, message: said.JoinPeer) -> Answer:
         peer = await service.pairing.join(message.invitation, message.name, _grant(message))
+        call.noted = f"as {peer.name}"
         return Answer(_shown(peer, "The servers are paired", None), 201)
 
     @api.endpoint("GET", f"{PATH}/<name>", says="One peer.", gives=said.PeerView, who=Who.OPERATOR)
@@ -115,9 +127,12 @@ def _operator(api: Api) -> None:
         gives=said.PeerView,
         who=Who.OPERATOR,
         unbreakable=True,
+        notes="peer-set",
     )
     async def change(call: Call, message: said.ChangePeer, name: str) -> Answer:
-        return Answer(view(await service.pairing.change(name, _grant(message))))
+        changed = view(await service.pairing.change(name, _grant(message)))
+        call.noted = messages.encode(message).decode()
+        return Answer(changed)
 
     @api.endpoint(
         "DELETE",
@@ -126,6 +141,7 @@ def _operator(api: Api) -> None:
         gives=said.PeerView,
         who=Who.OPERATOR,
         unbreakable=True,
+        notes="peer-revoked",
     )
     async def revoke(call: Call, name: str) -> Answer:
         return Answer(view(await service.revoke(name)))
@@ -137,6 +153,7 @@ def _operator(api: Api) -> None:
         gives=said.Paired,
         who=Who.OPERATOR,
         unbreakable=True,
+        notes="peer-rotated",
     )
     async def rotate(call: Call, name: str) -> Answer:
         peer, given = await service.pairing.rotate(name)
@@ -154,13 +171,15 @@ def _between(api: Api) -> None:
         gives=said.Credentials,
         who=Who.EVERYBODY,
         unbreakable=True,
+        notes="peer-enrolled",
     )
     async def enrol(call: Call, message: said.Enrol) -> Answer:
         theirs = Credentials(token=message.token, secret=message.signing_secret)
         enrolment = Enrolment(
             secret=message.secret, url=message.url.rstrip("/"), pin=message.pin, given=theirs
         )
-        _, given = await service.pairing.enrol(enrolment)
+        peer, given = await service.pairing.enrol(enrolment)
+        call.noted = f"as {peer.name}"
         return Answer(said.Credentials(token=given.token, signing_secret=given.secret))
 
     @api.endpoint(
@@ -177,6 +196,7 @@ def _between(api: Api) -> None:
         gives=said.Credentials,
         who=Who.ANYONE,
         unbreakable=True,
+        notes="peer-rotated",
     )
     async def renew(call: Call, message: said.Renew) -> Answer:
         theirs = Credentials(token=message.token, secret=message.signing_secret)

@@ -45,6 +45,14 @@ def routes(api: Api) -> None:
 
     async def content(request: StreamingRequest, backup_id: str) -> bytes:
         backup = await seen_backup(service, request.caller, backup_id)
+        if request.method == b"GET":
+            service.audit.often(
+                "restored",
+                peer=request.caller.name,
+                address=request.way.address if request.way else None,
+                what=backup_id,
+                same=backup_id,
+            )
         valve = Valve(request)
         # The work on the file goes on to its end when the client leaves: a step that runs in a
         # thread cannot be stopped, and what it opened or still reads has to be closed after it.

@@ -30,9 +30,12 @@ __all__ = ["backup_view", "entry_view", "request_view", "scrub_view", "seen_back
 
 
 async def seen_backup(service: BackupService, caller: Caller, backup_id: str) -> Backup:
-    """A kept backup, if the caller sees it. Raises `NoSuchBackup`."""
+    """A kept backup, if the caller sees it; what is in the trash only the operator does.
+
+    Raises `NoSuchBackup`.
+    """
     backup = await service.ledger.backup(backup_id)
-    if not caller.sees(backup.peer):
+    if not caller.sees(backup.peer) or (backup.deleted_at is not None and not caller.operates):
         raise NoSuchBackup(f"There is no backup {backup_id}.")
     return backup
 
@@ -55,6 +58,10 @@ def backup_view(service: BackupService, backup: Backup) -> BackupView:
         verifying=(
             UNSET if checking is None else {"readBytes": checking.read, "size": checking.size}
         ),
+        locked_until=timestamp(backup.locked_until) or UNSET,
+        deleted_at=timestamp(backup.deleted_at) or UNSET,
+        deleted_by=backup.deleted_by or UNSET,
+        removed_at=timestamp(service.trash.removed_at(backup)) or UNSET,
     )
 
 

@@ -8,6 +8,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
 from backupd.interfaces import ILedger
+from tests.conformance.ledger_keeping import KeepingTests
 from tests.conformance.ledger_lines import LineTests
 from tests.conformance.ledger_lists import ListTests
 from tests.conformance.ledger_quota import QuotaTests
@@ -24,7 +25,7 @@ def make_ledger_tests(
     "off the reactor thread" meaning at once.
     """
 
-    class LedgerTests(RequestTests, LineTests, ListTests, RepairTests, QuotaTests):
+    class LedgerTests(RequestTests, LineTests, ListTests, RepairTests, QuotaTests, KeepingTests):
         def setUp(self) -> None:
             self.ledger = fixture(self)
 

@@ -349,6 +349,8 @@ def test_deleting_a_backup(receiver: Daemon, sender: PlainSender, video: int) ->
     assert receiver.call("DELETE", path, operator=True).status == 200
     is_problem(receiver.call("GET", path), 404)
     is_problem(receiver.call("GET", f"{path}/content"), 404)
+    assert list(receiver.root.glob(f"*/{video}/*/*")) != []
+    assert receiver.call("DELETE", f"{path}?now=true", operator=True).status == 200
     is_problem(receiver.call("DELETE", path, operator=True), 404)
     assert list(receiver.root.glob(f"*/{video}/*")) == []
 

@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy import Engine, event
 from twisted.internet.defer import Deferred
 
+from backupd.interfaces import Retention
 from backupd.ledger.sql import SqlLedger
 from backupd.requests import Pending
 from tests.conformance.ledger_case import cancel, refuse_offer, same, store
@@ -106,6 +107,19 @@ QUESTIONS: dict[str, Ask] = {
         "backup-1", request_id=None, tries=1, due_at=NOW
     ),
     "copy_of": lambda ledger: ledger.copy_of(a_kept_backup()),
+    "trash": lambda ledger: ledger.change_backup("backup-1", lambda one: one),
+    "list of the trash": lambda ledger: ledger.backups(
+        peer=None, video=None, after=0, limit=9, trash=True
+    ),
+    "outdated": lambda ledger: ledger.outdated(
+        lambda peer: Retention(keep_last=1), now=NOW + 9, after=0, limit=9
+    ),
+    "retire": lambda ledger: ledger.retire(
+        "backup-1", Retention(keep_last=1), by="retention", at=NOW + 9, now=NOW + 9
+    ),
+    "has_version": lambda ledger: ledger.has_version(a_kept_backup()),
+    "trash_due": lambda ledger: ledger.trash_due(before=NOW, limit=9),
+    "latest_seen": lambda ledger: ledger.latest_seen(),
     "drop_backup": lambda ledger: ledger.drop_backup("backup-1"),
     "entry_by_capability": lambda ledger: ledger.entry_by_capability("entry-capability-1"),
 }
@@ -173,3 +187,17 @@ def test_overdue_uses_its_indexes(ledger: SqlLedger) -> None:
     for index in ("requests_active", "requests_expiring", "requests_storing"):
         assert index in found
     assert "TEMP B-TREE" not in found
+
+
+def test_retention_finds_newer_versions_by_an_index(ledger: SqlLedger) -> None:
+    """Each look counts the good versions of one video, no more of them than the rule says."""
+    page, newer = plans(ledger, QUESTIONS["outdated"])
+    assert "INTEGER PRIMARY KEY" in page
+    assert "backups_good_versions (peer=? AND video=? AND stored_at>?)" in newer
+
+
+def test_the_trash_has_indexes_of_its_own(ledger: SqlLedger) -> None:
+    (listed,) = plans(ledger, QUESTIONS["list of the trash"])
+    assert "INDEX backups_trash " in f"{listed} "
+    (due,) = plans(ledger, QUESTIONS["trash_due"])
+    assert "INDEX backups_trash_due" in due

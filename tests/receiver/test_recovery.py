@@ -215,7 +215,14 @@ class RebuildTests(RecoveryCase):
     """`rebuild`: the list from the files alone."""
 
     def rebuilt(self, world: World) -> Rebuilt:
-        found: Rebuilt = now(rebuild(ledger=world.ledger, storage=world.storage, off=sync))
+        found: Rebuilt = now(
+            rebuild(
+                ledger=world.ledger,
+                storage=world.storage,
+                off=sync,
+                now=self.clock.seconds,
+            )
+        )
         return found
 
     def listed(self, world: World) -> list[Any]:

@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 from unittest.mock import patch
@@ -16,7 +17,7 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from backupd.interfaces import IVolume, OffThread, Upload
+from backupd.interfaces import IVolume, OffThread, Retention, Upload
 from backupd.ledger.sql import SqlLedger
 from backupd.links import Links
 from backupd.receiver.admission import Admission
@@ -28,7 +29,9 @@ from backupd.receiver.recovery import recover
 from backupd.receiver.repair import Repairs
 from backupd.receiver.resources import Described, Resources
 from backupd.receiver.scrub import Scrub
+from backupd.receiver.seen_time import SeenTime
 from backupd.receiver.transfer import Outcome
+from backupd.receiver.trash import Rules, Trash
 from backupd.requests import BackupRequest, Live, VideoId, state_name
 from backupd.settings import Settings
 from backupd.storage.disk import DiskStorage
@@ -85,6 +88,9 @@ class World:
     fs: IVolume | None = None
     ledger_url: str = "sqlite://"
     numbers: str = ""
+    steady: Callable[[], float] | None = None
+    rules: Rules = Rules(Retention())  # noqa: RUF009 - frozen
+    noted: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     nudges: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
@@ -125,6 +131,8 @@ class World:
             end=lambda request_id, step: go_on(self.intake.end(request_id, step)),
             nudge=self.nudge,
         )
+        self.time = SeenTime(self.clock, self.steady or self.clock.seconds)
+        self.time.begin(None)
         self.keeper = Keeper(
             ledger=self.ledger,
             storage=self.storage,
@@ -133,6 +141,17 @@ class World:
             off=self.off,
             settings=self.settings,
             new_id=new_id,
+            time=self.time,
+        )
+        self.trash = Trash(
+            ledger=self.ledger,
+            storage=self.storage,
+            keeper=self.keeper,
+            time=self.time,
+            off=self.off,
+            settings=self.settings,
+            rules=lambda: self.rules,
+            note=lambda event, **more: self.noted.append((event, more)),
         )
         self.resources = Resources(
             ledger=self.ledger,

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from backupd.errors import NoSuchBackup
-from backupd.interfaces import Condition, Repair
-from backupd.requests import Ask, Backup, VideoId, same_video
+from backupd.interfaces import Condition, Repair, Retention
+from backupd.requests import Ask, Backup, VideoId, same_video, trashed
 
 __all__ = ["KeptBooks"]
 
@@ -23,6 +23,20 @@ class _Repair:
     due_at: float | None
 
 
+def _good(backup: Backup) -> bool:
+    return backup.problem is None and backup.deleted_at is None
+
+
+def _as_held(backup: Backup, held: Backup) -> Backup:
+    """``backup``, as deleted and as locked as ``held``."""
+    return replace(
+        backup,
+        deleted_at=held.deleted_at,
+        deleted_by=held.deleted_by,
+        locked_until=held.locked_until,
+    )
+
+
 class KeptBooks:
     """Kept backups, when they were read, and what is done about damage."""
 
@@ -32,6 +46,7 @@ class KeptBooks:
         self._read_at: dict[str, float] = {}
         self._ways_back: dict[str, tuple[str, str]] = {}
         self._repairs: dict[str, _Repair] = {}
+        self.seen_at: float | None = None
 
     def backup(self, backup_id: str) -> Backup:
         if backup_id not in self.backups:
@@ -39,12 +54,13 @@ class KeptBooks:
         return self.backups[backup_id][1]
 
     def backup_page(
-        self, peer: str | None, video: VideoId | None, after: int, limit: int
+        self, peer: str | None, video: VideoId | None, after: int, limit: int, trash: bool = False
     ) -> list[tuple[int, Backup]]:
         found = [
             (number, one)
             for number, one in self.backups.values()
             if number > after
+            and (one.deleted_at is not None) == trash
             and peer in (None, one.peer)
             and (video is None or same_video(one.video, video))
         ]
@@ -55,6 +71,8 @@ class KeptBooks:
 
     def put_backup(self, backup: Backup, number: int = 0) -> bool:
         number, known = self.backups.get(backup.backup_id, (number, None))
+        if known is not None:
+            backup = _as_held(backup, known)
         self.backups[backup.backup_id] = number or self._next_number(), backup
         if known is None:
             self._read_at[backup.backup_id] = backup.verified_at or 0.0
@@ -81,11 +99,73 @@ class KeptBooks:
         found = [
             one
             for _, one in sorted(self.backups.values(), key=lambda numbered: numbered[0])
-            if essence(one) == essence(backup)
-            and one.problem is None
-            and one.backup_id != backup.backup_id
+            if essence(one) == essence(backup) and _good(one) and one.backup_id != backup.backup_id
         ]
         return found[-1] if found else None
+
+    # -- how long it is kept ----------------------------------------------------------------------
+
+    def change_backup(self, backup_id: str, step: Callable[[Backup], Backup]) -> Backup:
+        number, old = self.backups[self.backup(backup_id).backup_id]
+        new = _as_held(old, step(old))
+        self.backups[backup_id] = number, new
+        if new.deleted_at is not None:
+            self._repairs.pop(backup_id, None)
+        elif old.deleted_at is not None and new.problem is not None:
+            self._damaged(new, old.deleted_at)
+        return new
+
+    def outdated(
+        self, rule: Callable[[str], Retention], now: float, after: int, limit: int
+    ) -> tuple[list[Backup], int | None]:
+        numbered = sorted(self.backups.values(), key=lambda one: one[0])
+        page = [(number, one) for number, one in numbered if number > after][:limit]
+        found = [one for _, one in page if self._falls_out(one, rule(one.peer), now)]
+        return found, page[-1][0] if len(page) == limit else None
+
+    def _falls_out(self, backup: Backup, rule: Retention, now: float) -> bool:
+        locked = backup.locked_until is not None and now < backup.locked_until
+        young = now < backup.stored_at + rule.age
+        if not rule.ends or backup.deleted_at is not None or young or locked:
+            return False
+
+        def place(one: Backup) -> tuple[float, int]:
+            return one.stored_at, self.backups[one.backup_id][0]
+
+        newer = [one for one in self._versions(backup) if place(one) > place(backup)]
+        return len(newer) >= rule.after
+
+    def _versions(self, backup: Backup) -> list[Backup]:
+        """The other good ones of the same video."""
+        return [
+            one
+            for _, one in self.backups.values()
+            if one.peer == backup.peer
+            and same_video(one.video, backup.video)
+            and _good(one)
+            and one.backup_id != backup.backup_id
+        ]
+
+    def retire(
+        self, backup_id: str, rule: Retention, by: str, at: float, now: float
+    ) -> Backup | None:
+        if not self._falls_out(self.backup(backup_id), rule, now):
+            return None
+        return self.change_backup(backup_id, lambda one: trashed(one, by=by, at=at, now=now))
+
+    def has_version(self, backup: Backup) -> bool:
+        return bool(self._versions(backup))
+
+    def trash_due(self, before: float, limit: int) -> list[Backup]:
+        due = [
+            (one.deleted_at, number, one)
+            for number, one in self.backups.values()
+            if one.deleted_at is not None and one.deleted_at <= before
+        ]
+        return [one for _, _, one in sorted(due, key=lambda found: found[:2])[:limit]]
+
+    def see(self, now: float) -> None:
+        self.seen_at = now if self.seen_at is None else max(now, self.seen_at)
 
     # -- whether it is still right ----------------------------------------------------------------
 
@@ -106,20 +186,25 @@ class KeptBooks:
         self._read_at[backup_id] = now
         if problem is None:
             self._repairs.pop(backup_id, None)
-        elif backup_id in self._ways_back:
-            self._repairs.setdefault(backup_id, _Repair(None, 0, now))
+        else:
+            self._damaged(new, now)
         return new
+
+    def _damaged(self, backup: Backup, now: float) -> None:
+        if backup.backup_id in self._ways_back and backup.deleted_at is None:
+            self._repairs.setdefault(backup.backup_id, _Repair(None, 0, now))
 
     def kept(self) -> tuple[int, int]:
         return len(self.backups), sum(one.size for _, one in self.backups.values())
 
     def condition(self) -> Condition:
-        well = [one for _, one in self.backups.values() if one.problem is None]
+        listed = [one for _, one in self.backups.values() if one.deleted_at is None]
+        well = [one for one in listed if one.problem is None]
         oldest = min(
             well, key=lambda one: (one.verified_at is not None, one.verified_at), default=None
         )
         since = None if oldest is None else oldest.verified_at or oldest.stored_at
-        return Condition(damaged=len(self.backups) - len(well), verified_at=since)
+        return Condition(damaged=len(listed) - len(well), verified_at=since)
 
     def repairs(self, now: float, limit: int) -> list[Repair]:
         due = [

@@ -190,7 +190,11 @@ class Machine:
             self._books.take(
                 request_table.page(self._sql, None, None, 0, -1),
                 request_table.uploads_of(self._sql, None),
-                backup_table.page(self._sql, None, None, 0, -1),
+                [
+                    one
+                    for trash in (False, True)
+                    for one in backup_table.page(self._sql, None, None, 0, -1, trash)
+                ],
                 entry_table.page(self._sql, None, 0, -1),
             )
         return self._books

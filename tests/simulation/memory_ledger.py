@@ -19,6 +19,7 @@ from backupd.interfaces import (
     Line,
     OffThread,
     Repair,
+    Retention,
     Room,
     Totals,
     Upload,
@@ -186,9 +187,15 @@ class MemoryLedger:
         return self._read(lambda b: b.backup(backup_id))
 
     def backups(
-        self, *, peer: str | None, video: VideoId | None, after: int, limit: int
+        self,
+        *,
+        peer: str | None,
+        video: VideoId | None,
+        after: int,
+        limit: int,
+        trash: bool = False,
     ) -> Deferred[list[tuple[int, Backup]]]:
-        return self._read(lambda b: b.backup_page(peer, video, after, limit))
+        return self._read(lambda b: b.backup_page(peer, video, after, limit, trash))
 
     def list_backup(self, backup: Backup) -> Deferred[bool]:
         return self._write(lambda b: b.list_backup(backup))
@@ -204,6 +211,33 @@ class MemoryLedger:
 
     def copy_of(self, backup: Backup) -> Deferred[Backup | None]:
         return self._read(lambda b: b.copy_of(backup))
+
+    # -- how long it is kept ----------------------------------------------------------------------
+
+    def change_backup(self, backup_id: str, step: Callable[[Backup], Backup]) -> Deferred[Backup]:
+        return self._write(lambda b: b.change_backup(backup_id, step))
+
+    def outdated(
+        self, rule: Callable[[str], Retention], *, now: float, after: int, limit: int
+    ) -> Deferred[tuple[list[Backup], int | None]]:
+        return self._read(lambda b: b.outdated(rule, now, after, limit))
+
+    def retire(
+        self, backup_id: str, rule: Retention, *, by: str, at: float, now: float
+    ) -> Deferred[Backup | None]:
+        return self._write(lambda b: b.retire(backup_id, rule, by, at, now))
+
+    def has_version(self, backup: Backup) -> Deferred[bool]:
+        return self._read(lambda b: b.has_version(backup))
+
+    def trash_due(self, *, before: float, limit: int) -> Deferred[list[Backup]]:
+        return self._read(lambda b: b.trash_due(before, limit))
+
+    def latest_seen(self) -> Deferred[float | None]:
+        return self._read(lambda b: b.seen_at)
+
+    def see(self, now: float) -> Deferred[None]:
+        return self._write(lambda b: b.see(now))
 
     # -- whether it is still right ----------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import random
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from shutil import rmtree
 from typing import Any
@@ -18,18 +18,20 @@ from twisted.internet.testing import MemoryReactorClock
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
+from backupd.errors import StorageFailed
 from backupd.ledger.sql import SqlLedger
 from backupd.own_folder import OwnFolder
 from backupd.settings import Settings
 from backupd.storage.system import SYSTEM
 from backupd.tap import chance_from, join
+from backupd.trust.audit import Audit
 from backupd.trust.peers import Peer, Right, token_hash
 from backupd.trust.registry import InMemory
 from tests.receiver.fakes import sync
 from tests.receiver.world import now
 from tests.web.connection import Transport
 
-__all__ = ["CONTROL", "START", "ClosedCase", "Said", "Served", "Talk"]
+__all__ = ["CONTROL", "START", "ClosedCase", "Events", "Said", "Served", "Talk"]
 
 CONTROL = "c" * 43
 START = 1_800_000_000
@@ -74,6 +76,23 @@ class Talk:
             self.channel.connectionLost(Failure(ConnectionDone()))
 
 
+class Events:
+    """An audit log in memory, which fails while it ``fails``."""
+
+    def __init__(self) -> None:
+        self.written: list[dict[str, Any]] = []
+        self.fails: str | None = None
+
+    def append(self, events: Sequence[Mapping[str, Any]]) -> None:
+        if self.fails is not None:
+            raise StorageFailed(self.fails)
+        for event in events:
+            self.written.append({"n": len(self.written) + 1} | dict(event))
+
+    def read(self, after: int | None, limit: int) -> list[dict[str, Any]]:
+        return self.written[-limit:] if after is None else self.written[after : after + limit]
+
+
 class Served:
     """A daemon in memory; it listens nowhere, and is spoken to all the same."""
 
@@ -81,6 +100,7 @@ class Served:
         root = tempfile.mkdtemp()
         case.addCleanup(rmtree, root)
         self.reactor = reactor
+        self.events = Events()
         rng = random.Random(name)
         numbers = iter(range(10_000))
         told: dict[str, Any] = {"root": root, "reserved_space": 0, "listen": ()} | settings
@@ -99,6 +119,7 @@ class Served:
             ),
             threads=[],
             peer_records=InMemory(),
+            audit=Audit(self.events, sync, reactor),
         )
         self.site: Any = self.service.site
         self.service.site = None

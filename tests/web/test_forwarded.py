@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 from klein import Klein
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.task import Clock
 
 from backupd.errors import SettingsError
 from backupd.links import Links
 from backupd.settings import Settings, load
+from backupd.trust.audit import Audit
 from backupd.trust.registry import InMemory, Peers
 from backupd.web.auth import Guard
 from backupd.web.forwarded import Way
@@ -48,6 +50,7 @@ class ForwardedCase(SiteCase):
     def ask(self, peer: Any, *lines: str, method: str = "GET") -> tuple[int, Way | None]:
         """The status of one request from ``peer``, and whom the handler saw."""
         service: Any = SimpleNamespace(
+            audit=Audit(None, sync, Clock()),
             ready=True,
             links=Links(f"https://{PUBLIC}/behind/a/path"),
             settings=Settings(trusted_proxies=self.trusted),

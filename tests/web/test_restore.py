@@ -11,13 +11,16 @@ from typing import Any
 
 import pytest
 from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 
 from backupd.errors import StorageFailed
 from backupd.requests import Backup
+from backupd.trust.audit import Audit
 from backupd.web import restore
 from backupd.web.endpoint import Api
 from backupd.web.sending import READ
+from tests.receiver.fakes import sync
 from tests.web.connection import AsLocal, SiteCase
 
 SIZE = 4 * READ
@@ -73,6 +76,7 @@ class RestoreCase(SiteCase):
         self.held: list[Callable[[], object]] | None = None
         self.asked = 0
         service: Any = SimpleNamespace(
+            audit=Audit(None, sync, Clock()),
             new_id=lambda: "id",
             off=self.off,
             storage=self.file,
