@@ -19,9 +19,10 @@ from rich.progress import Progress, TaskID
 
 from backupd.cli_keeping import COMMANDS
 from backupd.cli_peers import hide, peer
+from backupd.cli_resend import resend
+from backupd.cli_restore import restore
 from backupd.control import Api, ApiFailed, find_token, find_url, part, resolve
 from backupd.doctor import examine
-from backupd.fetch import fetch, sync_folder, target_of
 from backupd.sizes import format_size
 from backupd.terminal import (
     POLL,
@@ -65,7 +66,7 @@ def main(context: click.Context, url: str | None, token: str | None) -> None:
     context.obj = Api(url or find_url(os.environ), token)
 
 
-for command in (peer, *COMMANDS):
+for command in (peer, restore, resend, *COMMANDS):
     main.add_command(command)
 
 
@@ -211,51 +212,6 @@ def queue(api: Api, as_json: bool) -> None:
             )
         table.title = "Sent to others"
         print_table(table)
-
-
-# -- getting back ----------------------------------------------------------------------------------
-
-
-@main.command()
-@click.argument("backup_id", metavar="ID")
-@click.option("-o", "--output", type=click.Path(), help="File or folder to write to.")
-@click.option("--force", is_flag=True, help="Replace a file that is there.")
-@at_peer
-@as_json
-@click.pass_obj
-def restore(
-    api: Api, backup_id: str, output: str | None, force: bool, at: str | None, as_json: bool
-) -> None:
-    """Get a backup back, resuming a partial file, and check its digest."""
-    if at is not None:
-        api = Api.at_peer(at, os.environ)
-    backup = api.call("GET", f"/api/v1/backups/{part(backup_id)}")
-    target = target_of(output, backup["fileName"])
-    if target.exists() and not force:
-        fail(f"{target} is there already; give another -o, or --force.")
-    partial = target.with_name(target.name + ".part")
-    bars = progress_bar()
-    bars.disable = as_json
-    with bars:
-        task = bars.add_task("restoring", name=short(target.name), total=backup["size"])
-        digest = fetch(api, backup, partial, lambda done: bars.update(task, completed=done))
-        if digest != backup["sha256"]:
-            partial.unlink()
-            fail(
-                f"The bytes that came have SHA-256 {digest} instead of {backup['sha256']}; they "
-                f"were thrown away. Try again, and `backupctl verify {backup_id}` there."
-            )
-        partial.replace(target)
-        sync_folder(target.parent)
-        bars.update(task, description="restored and verified")
-    if as_json:
-        show({"backupId": backup_id, "path": str(target), "size": backup["size"], "sha256": digest})
-    else:
-        console.print(
-            f"[green]✓[/green] {escape(str(target))} is restored, sha256 {digest}",
-            highlight=False,
-            soft_wrap=True,
-        )
 
 
 # -- acting ----------------------------------------------------------------------------------------

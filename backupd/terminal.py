@@ -26,6 +26,7 @@ from backupd.errors import BackupdError
 from backupd.sizes import format_size
 
 __all__ = [
+    "OVER",
     "POLL",
     "Group",
     "complaints",

@@ -15,7 +15,10 @@ from typing import TypeAlias
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND_LINE = {
     f"backupd.{name}"
-    for name in ("cli", "cli_keeping", "cli_peers", "control", "doctor", "fetch", "terminal")
+    for name in (
+        *("cli", "cli_keeping", "cli_peers", "cli_resend", "cli_restore"),
+        *("control", "doctor", "fetch", "fetch_all", "terminal"),
+    )
 }
 """``backupctl``, a process of its own that blocks as it likes."""
 
