@@ -19,6 +19,7 @@ from twisted.python.failure import Failure
 
 from backupd.errors import BackupdError, Busy, LedgerFailed
 from backupd.interfaces import OffThread
+from backupd.ledger import prepared
 
 __all__ = ["Batches", "ledger_failed"]
 
@@ -145,17 +146,17 @@ class Batches:
         return results, driver.total_changes != before
 
     def _one(self, connection: Connection, step: Step[Any]) -> Any:
-        connection.exec_driver_sql("SAVEPOINT step")
+        prepared.run_plain(connection, "SAVEPOINT step")
         try:
             result = step(connection)
         except Exception as error:
             # A row that is there already is the fault of this step; all else is the database's.
             if isinstance(error, SQLAlchemyError) and not isinstance(error, IntegrityError):
                 raise
-            connection.exec_driver_sql("ROLLBACK TO step")
-            connection.exec_driver_sql("RELEASE step")
+            prepared.run_plain(connection, "ROLLBACK TO step")
+            prepared.run_plain(connection, "RELEASE step")
             if isinstance(error, IntegrityError):
                 return Failure(ledger_failed(error))
             return Failure(error) if isinstance(error, BackupdError) else Failure()
-        connection.exec_driver_sql("RELEASE step")
+        prepared.run_plain(connection, "RELEASE step")
         return result

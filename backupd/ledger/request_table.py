@@ -20,6 +20,7 @@ from sqlalchemy import (
     delete,
     func,
     insert,
+    literal_column,
     null,
     or_,
     select,
@@ -31,6 +32,7 @@ from backupd.errors import LedgerFailed, NoSuchRequest, UploadHeld
 from backupd.interfaces import Allowance, Line, Room, Totals, Upload, Usage
 from backupd.ledger import rows
 from backupd.ledger.backup_table import came_from, kept_of, put_backup
+from backupd.ledger.prepared import Prepared
 from backupd.ledger.schema import lines, requests, uploads
 from backupd.requests import (
     Ask,
@@ -103,18 +105,48 @@ _usage = select(
     func.coalesce(func.sum(_r.size), 0),
     func.coalesce(func.sum(case((_r.state == "PENDING", 1), else_=0)), 0),
 ).where(_LIVE, _r.peer == bindparam("peer"))
-_insert = insert(requests)
-_update = update(requests).where(
-    _r.request_id == bindparam("was_id"), _r.state == bindparam("was_state")
+# What every admission and every block of an upload runs is prepared.
+_is_live = Prepared(
+    select(_r.seq).where(_LIVE, _r.video == bindparam("video"), _r.peer == bindparam("peer"))
 )
-_first_due = (
-    select(func.min(_r.due_at))
-    .where(_PENDING, _r.peer == bindparam("peer"), _r.origin == bindparam("origin"))
-    .scalar_subquery()
+_columns = [column.name for column in requests.c if column.name != "seq"]
+_insert = Prepared(insert(requests), _columns)
+_update = Prepared(
+    update(requests).where(
+        _r.request_id == bindparam("was_id"), _r.state == bindparam("was_state")
+    ),
+    _columns,
 )
-_line = select(lines).where(_l.peer == bindparam("peer"), _l.origin == bindparam("origin"))
+_allocated = Prepared(
+    select(func.coalesce(func.sum(_u.allocated), literal_column("0"))).where(
+        _u.request_id == bindparam("id")
+    )
+)
+_drop_uploads = Prepared(delete(uploads).where(_u.request_id == bindparam("id")))
+_drop_upload = Prepared(delete(uploads).where(_u.upload_id == bindparam("id")))
+_put_upload = Prepared(insert(uploads), [c.name for c in uploads.c if c.name != "seq"])
+_first_due = Prepared(
+    select(func.min(_r.due_at)).where(
+        _PENDING, _r.peer == bindparam("peer"), _r.origin == bindparam("origin")
+    )
+)
+_line = Prepared(
+    select(_l.failures, _l.resting_until, _l.gives_up_at).where(
+        _l.peer == bindparam("peer"), _l.origin == bindparam("origin")
+    )
+)
+_move_line = Prepared(
+    update(lines)
+    .where(_l.peer == bindparam("at_peer"), _l.origin == bindparam("at_origin"))
+    .values(
+        {name: bindparam(name) for name in ("failures", "resting_until", "ready_at", "gives_up_at")}
+    )
+)
+_serve = Prepared(
+    update(lines).where(_l.peer == bindparam("at_peer")).values(last_turn=bindparam("turn"))
+)
 _rested = case((_l.resting_until > bindparam("due"), _l.resting_until), else_=bindparam("due"))
-_join_line = (
+_join_line = Prepared(
     update(lines)
     .where(_l.peer == bindparam("at_peer"), _l.origin == bindparam("at_origin"))
     .values(
@@ -123,7 +155,7 @@ _join_line = (
         gives_up_at=case((_l.gives_up_at <= bindparam("due"), null()), else_=_l.gives_up_at),
     )
 )
-_upsert_upload = (
+_upsert_upload = Prepared(
     update(uploads)
     .where(_u.upload_id == bindparam("id"), _u.offset <= bindparam("at_least"))
     .values(
@@ -192,10 +224,9 @@ class RequestTable:
         fresh: bool,
         allowance: Allowance,
     ) -> tuple[Live | None, Room]:
-        row = connection.execute(
-            _live_video, {"video": video_key(ask.video), "peer": ask.peer}
-        ).one_or_none()
-        if row is not None:
+        key = {"video": video_key(ask.video), "peer": ask.peer}
+        if _is_live.run(connection, key).fetchone() is not None:
+            row = connection.execute(_live_video, key).one()
             old = rows.request_value(row._mapping)
             if fresh:
                 return live(old, "asked for"), room(self.sums.promised, 0)
@@ -222,12 +253,10 @@ class RequestTable:
 
     def _add(self, connection: Connection, request: Pending) -> None:
         ask, now = request.ask, request.due_at
-        connection.execute(_insert, rows.request_row(request) | {"allocated": 0})
-        line = {"peer": ask.peer, "origin": ask.origin}
-        joined = connection.execute(
-            _join_line, {"at_peer": ask.peer, "at_origin": ask.origin, "due": now}
-        )
-        if joined.rowcount == 0:
+        _insert.run(connection, rows.request_row(request) | {"allocated": 0})
+        at = {"at_peer": ask.peer, "at_origin": ask.origin}
+        if _join_line.run(connection, at | {"due": now}).rowcount == 0:
+            line = {"peer": ask.peer, "origin": ask.origin}
             self._open_line(connection, line | _ANSWERING | {"ready_at": now})
         self.sums.count(request, 0, 1)
         self.changed.append(request)
@@ -277,7 +306,7 @@ class RequestTable:
         for upload in [put] if isinstance(put, Upload) else put or ():
             self._put_upload(connection, upload)
         for upload_id in drop:
-            connection.execute(delete(uploads).where(_u.upload_id == upload_id))
+            _drop_upload.run(connection, {"id": upload_id})
         if new != old or put or drop:
             self._replace(connection, row, old, new)
         return new
@@ -296,16 +325,13 @@ class RequestTable:
             new, Pending | Offered | Receiving | Received | Storing
         )
         if ended:
-            connection.execute(delete(uploads).where(_u.request_id == request_id))
+            _drop_uploads.run(connection, {"id": request_id})
             allocated = 0
         else:
-            allocated = connection.execute(
-                select(func.coalesce(func.sum(_u.allocated), 0)).where(_u.request_id == request_id)
-            ).scalar_one()
+            (allocated,) = _allocated.run(connection, {"id": request_id}).fetchone()
         values = rows.request_row(new) | {"allocated": allocated}
         where = {"was_id": request_id, "was_state": state_name(old)}
-        done = connection.execute(_update.values(**dict.fromkeys(values)), values | where)
-        if done.rowcount != 1:
+        if _update.run(connection, values | where).rowcount != 1:
             raise LedgerFailed(f"Request {request_id} has left the state {state_name(old)}.")
         if isinstance(old, Storing) and isinstance(new, Stored):
             # A rebuild from the files may have listed it already.
@@ -329,10 +355,8 @@ class RequestTable:
         served = isinstance(old, Pending) and isinstance(new, Offered)
         for origin in dict.fromkeys((old.ask.origin, new.ask.origin)):
             key = {"peer": old.ask.peer, "origin": origin}
-            line = connection.execute(_line, key).one_or_none()
-            failures = line.failures if line is not None else 0
-            resting = line.resting_until if line is not None else 0.0
-            gives_up_at = line.gives_up_at if line is not None else None
+            line = _line.run(connection, key).fetchone()
+            failures, resting, gives_up_at = line or (0, 0.0, None)
             if failed and isinstance(new, Pending) and origin == new.ask.origin:
                 failures, resting = failures + 1, new.due_at
                 gives_up_at = new.expires_at if gives_up_at is None else gives_up_at
@@ -341,7 +365,7 @@ class RequestTable:
             elif asked:
                 # Whoever asks is there: its next probe need not wait, and its time begins anew.
                 resting, gives_up_at = 0.0, None
-            first = connection.execute(select(_first_due), key).scalar()
+            (first,) = _first_due.run(connection, key).fetchone()
             values = {
                 "failures": failures,
                 "resting_until": resting,
@@ -351,14 +375,11 @@ class RequestTable:
             if line is None:
                 self._open_line(connection, key | values)
             else:
-                connection.execute(
-                    update(lines).where(_l.peer == old.ask.peer, _l.origin == origin).values(values)
-                )
+                at = {"at_peer": old.ask.peer, "at_origin": origin}
+                _move_line.run(connection, at | values)
         if served:
             self.sums.turn += 1
-            connection.execute(
-                update(lines).where(_l.peer == old.ask.peer).values(last_turn=self.sums.turn)
-            )
+            _serve.run(connection, {"at_peer": old.ask.peer, "turn": self.sums.turn})
 
     def _open_line(self, connection: Connection, values: dict[str, Any]) -> None:
         """A new line stands where its peer's others do: turns are given to peers."""
@@ -370,7 +391,7 @@ class RequestTable:
         values = rows.upload_row(upload)
         changed = {name: values[name] for name in _CHANGING}
         keys = {"id": upload.upload_id, "at_least": upload.offset}
-        if connection.execute(_upsert_upload, changed | keys).rowcount:
+        if _upsert_upload.run(connection, changed | keys).rowcount:
             return
         known = connection.execute(
             select(_u.offset).where(_u.upload_id == upload.upload_id)
@@ -380,7 +401,7 @@ class RequestTable:
                 f"Upload {upload.upload_id} stands at {known} and cannot go back to "
                 f"{upload.offset}."
             )
-        connection.execute(insert(uploads), values)
+        _put_upload.run(connection, values)
 
     def purge(self, connection: Connection, before: float, limit: int) -> int:
         old = select(_r.seq).where(_r.ended_at < before).limit(limit)

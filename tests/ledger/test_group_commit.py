@@ -6,16 +6,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
-from sqlalchemy import Engine, event
+from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import OperationalError
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import LogLevel, capturedLogs
 
 from backupd.errors import Busy, LedgerFailed, NoSuchRequest
 from backupd.interfaces import Room
-from backupd.ledger import batches
+from backupd.ledger import batches, prepared
 from backupd.ledger.sql import SqlLedger
 from backupd.requests import BackupRequest, Live, Stored
 from tests.conformance.ledger_case import broken, cancel, same
@@ -63,9 +64,16 @@ def statements(look: Callable[[str], None]) -> Iterator[None]:
     def before(_c: Any, _k: Any, statement: str, *_: Any) -> None:
         look(statement)
 
+    plain = prepared.run_plain
+
+    def run(connection: Connection, statement: str, values: tuple[Any, ...] = ()) -> Any:
+        look(statement)
+        return plain(connection, statement, values)
+
     event.listen(Engine, "before_cursor_execute", before)
     try:
-        yield
+        with mock.patch.object(prepared, "run_plain", run):
+            yield
     finally:
         event.remove(Engine, "before_cursor_execute", before)
 

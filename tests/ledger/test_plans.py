@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, event
 from twisted.internet.defer import Deferred
 
 from backupd.interfaces import Retention
@@ -48,21 +47,24 @@ def ledger(tmp_path: Path) -> Iterator[SqlLedger]:
 
 def plans(ledger: SqlLedger, ask: Ask) -> list[str]:
     """How SQLite goes about each statement that ``ask`` needs."""
-    asked: list[tuple[str, Any]] = []
-
-    def note(_c: Any, _k: Any, statement: str, parameters: Any, *_: Any) -> None:
-        asked.append((statement, parameters))
-
-    event.listen(Engine, "before_cursor_execute", note)
+    asked: list[str] = []
+    drivers: list[Any] = [
+        connection.connection.dbapi_connection
+        for connection in (ledger._writer, ledger._reader)
+        if connection is not None
+    ]
+    for driver in drivers:
+        driver.set_trace_callback(asked.append)
     try:
         result_of(ask(ledger))
     finally:
-        event.remove(Engine, "before_cursor_execute", note)
+        for driver in drivers:
+            driver.set_trace_callback(None)
     assert ledger._writer is not None
     found = []
-    for statement, parameters in asked:
+    for statement in asked:
         if statement.split()[0] in ("SELECT", "UPDATE", "DELETE", "INSERT"):
-            plan = ledger._writer.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
+            plan = ledger._writer.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}")
             found += [row.detail for row in plan]
     assert found
     return found
