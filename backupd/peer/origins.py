@@ -5,6 +5,7 @@ One strict pattern says what a URL is, so that no two libraries can read differe
 
 from __future__ import annotations
 
+import functools
 import re
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from typing import NamedTuple
@@ -82,8 +83,7 @@ def check_link(member: str, url: str) -> None:
         raise Invalid(member, "has characters that a URL must not have")
     if "#" in url:
         raise Invalid(member, "must not have a fragment")
-    authority = re.split("[/?]", url.partition("://")[2], maxsplit=1)[0]
-    if "@" in authority:
+    if "@" in url and "@" in re.split("[/?]", url.partition("://")[2], maxsplit=1)[0]:
         raise Invalid(member, "must not hold user information")
     try:
         place_of(url)
@@ -93,6 +93,7 @@ def check_link(member: str, url: str) -> None:
         raise Invalid(member, str(error)) from error
 
 
+@functools.lru_cache(maxsize=256)
 def is_loopback(host: str) -> bool:
     """Whether ``host`` is ``localhost`` or a loopback literal; no name is looked up.
 

@@ -41,6 +41,7 @@ __all__ = [
     "Api",
     "Call",
     "Operation",
+    "Serve",
     "Who",
     "authorise",
     "check_overseer",
@@ -157,8 +158,14 @@ class Operation:
     gives: type[Any] | str | None
 
 
+Serve = Callable[..., Deferred[bytes]]
+
+
 class Api:
-    """Every route, each registered with Klein and noted for the OpenAPI document."""
+    """Every route, each registered with Klein and noted for the OpenAPI document.
+
+    ``fixed`` has those whose path holds no variable, by method and path; see `web.routes`.
+    """
 
     def __init__(self, service: BackupService) -> None:
         self.service = service
@@ -166,6 +173,7 @@ class Api:
         self.app.url_map.strict_slashes = False
         self.app.url_map.merge_slashes = False
         self.operations: list[Operation] = []
+        self.fixed: dict[tuple[bytes, bytes], Serve] = {}
 
     def endpoint(
         self,
@@ -245,6 +253,8 @@ class Api:
 
         handle.__name__ = f"{method} {url}"
         self.app.route(url, methods=[method])(handle)
+        if "<" not in url:
+            self.fixed[method.encode(), url.encode()] = handle
         self.operations.append(
             Operation(method=method, url=url, who=who, says=says, takes=takes, gives=gives)
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 from twisted.internet.address import IPv4Address as TcpAddress
@@ -98,6 +99,7 @@ def _last(request: Request, name: str) -> str:
     return (_values(request, name) or [""])[-1]
 
 
+@lru_cache(maxsize=1024)
 def _address(text: str) -> Address | None:
     """An address, with or without its port; None for anything else."""
     if text.startswith("["):

@@ -5,6 +5,7 @@ JSON comes in strictly: UTF-8, at most 64 KiB and 16 levels, no duplicate keys, 
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -358,12 +359,7 @@ def timestamp(seconds: float | None) -> str | None:
 def decode(body: bytes, kind: type[T]) -> T:
     """The message in ``body``. Raises `Invalid`, naming the member and what is wrong with it."""
     try:
-        plain = json.loads(
-            body.decode("utf-8"),
-            object_pairs_hook=_unique,
-            parse_constant=_no_constant,
-            parse_float=_finite,
-        )
+        plain = _json().decode(body.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise Invalid("body", "is not UTF-8") from error
     except RecursionError as error:
@@ -377,6 +373,13 @@ def decode(body: bytes, kind: type[T]) -> T:
         return msgspec.convert(plain, kind, strict=True)
     except msgspec.ValidationError as error:
         raise _invalid(error) from error
+
+
+@functools.cache
+def _json() -> json.JSONDecoder:
+    return json.JSONDecoder(
+        object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite
+    )
 
 
 def _brief(error: ValueError) -> str:

@@ -15,6 +15,7 @@ from backupd.web.forwarded import Proxies
 from backupd.web.metrics import Metrics
 from backupd.web.metrics import routes as metrics_routes
 from backupd.web.patience import Patience
+from backupd.web.routes import Routes
 from backupd.web.site import BackupSite, StreamingRequest
 
 __all__ = ["make_resource", "make_site"]
@@ -31,7 +32,7 @@ def make_resource(service: BackupService, metrics: Metrics) -> IResource:
         room.routes(api)
     metrics_routes(api, metrics)
     error_handlers(service, api.app)
-    return Guard(service, api.app.resource())
+    return Guard(service, Routes(api.fixed, api.app.resource()))
 
 
 def make_site(service: BackupService) -> BackupSite:

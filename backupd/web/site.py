@@ -112,6 +112,11 @@ class StreamingRequest(Request):
             self.setHeader(b"connection", b"close")
         super().write(data)
 
+    @property
+    def over(self) -> bool:
+        """Nothing can be answered any more."""
+        return bool(self.finished or self._disconnected)
+
     def abort(self) -> None:
         """Cut the answer: the connection is closed at once, and the client sees that it is."""
         if self.channel is not None and not self.finished:
