@@ -334,9 +334,12 @@ def progressed(request: BackupRequest, *, lease_until: float, expires_at: float)
 def received(
     request: BackupRequest, *, upload_id: str, size: int, sha256: str, expires_at: float
 ) -> Received:
-    """Every byte is in, durable, and its digest agreed: RECEIVING -> RECEIVED."""
+    """Every byte is in, durable, and its digest agreed: RECEIVING -> RECEIVED.
+
+    Of several uploads under one link another may have been whole before: the newest counts.
+    """
     alive = live(request, "received in full")
-    if not isinstance(alive, Receiving):
+    if not isinstance(alive, Receiving | Received):
         raise WrongState("received in full", state_name(alive))
     return Received(
         ask=alive.ask,

@@ -119,7 +119,7 @@ offer_failed  PENDING    OFFERED    RECEIVING  RECEIVED   STORING
 taken         OFFERED    OFFERED    RECEIVING  RECEIVED   STORING
 receiving     -          RECEIVING  RECEIVING  RECEIVING  -
 progressed    PENDING    OFFERED    RECEIVING  RECEIVED   STORING
-received      -          -          RECEIVED   -          -
+received      -          -          RECEIVED   RECEIVED   -
 rejected      -          -          RECEIVING  PENDING    -
 lapsed        PENDING    PENDING    PENDING    RECEIVED   STORING
 storing       -          -          -          STORING    STORING

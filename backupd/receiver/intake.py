@@ -21,7 +21,7 @@ from backupd.interfaces import ILedger, IStorage, IUpload, OffThread, Source, Up
 from backupd.receiver.digests import Check, Digests, digest_of
 from backupd.receiver.joining import Joining
 from backupd.receiver.queue import Queue
-from backupd.receiver.room import Begun, in_the_way, occupied, placed
+from backupd.receiver.room import Begun, going, in_the_way, in_use, occupied, placed
 from backupd.receiver.transfer import Outcome, Transfer
 from backupd.receiver.transfers import SILENCE, Transfers, ended
 from backupd.requests import (
@@ -251,17 +251,19 @@ class Intake:
         uploads = [
             one for one in await self._ledger.uploads(ask.request_id) if one.upload_id != upload_id
         ]
+        busy = in_use(uploads, self.transfers)
         if upload.length is None:
             # Beside others that are being sent, it may have what they leave.
-            busy = [one for one in uploads if one.upload_id in self.transfers]
-            want = min(want, ask.size - occupied(busy))
-        drop = in_the_way(uploads, ask.size - want, self.transfers) if want > 0 else None
+            taken = occupied(one for one in uploads if one.upload_id in busy)
+            want = min(want, ask.size - taken)
+        drop = in_the_way(uploads, ask.size - want, busy) if want > 0 else None
         if drop is None:
             raise UploadHeld("Other uploads on this link take the room; end one first.", SILENCE)
         if any(one.sha256 is not None for one in uploads if one.upload_id in drop):
             # What was acknowledged as whole gives way to bytes, not to the mere intention.
             source = Begun(await source.read(), source)
         if drop:
+            drop = going(uploads, drop)
             await self._ledger.change(ask.request_id, self._without(drop), drop=drop)
             await self.discard(drop)
         try:
@@ -345,16 +347,22 @@ class Intake:
                 )
             return await joining.run()
 
-    async def drop(self, request_id: str, upload_ids: Sequence[str]) -> None:
-        """End uploads of a request and free their bytes; it goes on without them."""
+    async def drop(self, request_id: str, upload_id: str) -> None:
+        """End an upload, free its bytes, and what would have joined it; the request goes on.
+
+        Raises `AlreadyStored` when it is being stored or was, `Over` when the request has ended.
+        """
         async with self.locks.hold(request_id):
-            for upload_id in upload_ids:
-                transfer = self.transfers.get(upload_id)
+            if isinstance(live(await self._ledger.request(request_id), "changed"), Storing):
+                raise AlreadyStored("The backup is being stored; nothing of it can be ended.")
+            for one in going(await self._ledger.uploads(request_id), [upload_id]):
+                transfer = self.transfers.get(one)
                 if transfer is not None:
                     transfer.abort()
                     await ended(transfer)
-            await self._ledger.change(request_id, self._without(upload_ids), drop=upload_ids)
-            await self.discard(upload_ids)
+            drop = going(await self._ledger.uploads(request_id), [upload_id])
+            await self._ledger.change(request_id, self._without(drop), drop=drop)
+            await self.discard(drop)
 
     async def conclude(self, upload: Upload) -> Upload:
         """An upload of unknown length is whole as it stands: its sender says so.

@@ -16,11 +16,13 @@ from backupd.errors import (
     Invalid,
     NoSuchUpload,
     TooLarge,
+    UploadHeld,
 )
 from backupd.interfaces import ILedger, Upload
 from backupd.receiver.intake import Intake
 from backupd.receiver.transfer import Outcome
-from backupd.requests import Ask, Cancelled, Live, Storing, ended, live
+from backupd.receiver.transfers import SILENCE
+from backupd.requests import Ask, Cancelled, Live, Received, Storing, ended, live
 from backupd.settings import Settings
 
 __all__ = ["MAX_UPLOADS", "Described", "Resources"]
@@ -94,10 +96,12 @@ class Resources:
     async def create_direct(self, request_id: str, described: Described) -> Upload:
         """The upload of a direct request, in the place of an unfinished one.
 
-        Raises `UploadHeld` while that is alive.
+        Raises `UploadHeld` while that is alive, or whole and to be stored.
         """
         async with self._intake.locks.hold(request_id):
             request, uploads = await self._open(request_id)
+            if isinstance(request, Received):
+                raise UploadHeld("An upload of this video is whole; it is being stored.", SILENCE)
             for upload in uploads:
                 await self._intake.transfers.make_way_for(upload.upload_id)
             old = [upload.upload_id for upload in uploads]
@@ -213,7 +217,7 @@ class Resources:
     async def terminate(self, upload: Upload) -> None:
         """End an upload, free its bytes; and with a part what would have joined it.
 
-        With a direct upload its request ends. Raises `AlreadyStored`, `WrongState`.
+        With a direct upload its request ends. Raises `AlreadyStored`, `Over`, `WrongState`.
         """
         request = await self._ledger.request(upload.request_id)
         if request.ask.direct:
@@ -223,9 +227,7 @@ class Resources:
                 lambda r: ended(r, Cancelled, reason="Its client ended it.", now=now),
             )
             return
-        others = await self._ledger.uploads(upload.request_id)
-        gone = [one.upload_id for one in others if upload.upload_id in one.parts]
-        await self._intake.drop(upload.request_id, [upload.upload_id, *gone])
+        await self._intake.drop(upload.request_id, upload.upload_id)
 
 
 def _joined(known: dict[str, Upload], parts: Sequence[str], described: Described) -> Described:

@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred, succeed
 from backupd.errors import Invalid, OffsetMismatch, TooLarge
 from backupd.interfaces import Source, Upload
 
-__all__ = ["Begun", "in_the_way", "occupied", "placed"]
+__all__ = ["Begun", "going", "in_the_way", "in_use", "occupied", "placed"]
 
 
 class Begun:
@@ -34,6 +34,31 @@ class Begun:
 def occupied(uploads: Iterable[Upload]) -> int:
     """Bytes of the reservation that these uploads take."""
     return sum(max(one.allocated, one.offset) for one in uploads)
+
+
+def in_use(uploads: Iterable[Upload], busy: Container[str]) -> set[str]:
+    """The uploads in ``busy``, which are being sent or joined, and the parts of the latter."""
+    sent = [one for one in uploads if one.upload_id in busy]
+    return {one.upload_id for one in sent}.union(*(one.parts for one in sent))
+
+
+def going(uploads: Sequence[Upload], drop: Iterable[str]) -> list[str]:
+    """``drop``, and what is of no use without it.
+
+    That is what was to join one of them; and with what has begun to join its parts, the part that
+    has given it bytes: the rest of it would be taken for a whole part.
+    """
+    gone = dict.fromkeys(drop)
+    known = {one.upload_id: one for one in uploads}
+    unjoined = [one for one in uploads if one.parts and not one.whole]
+    gone |= dict.fromkeys(
+        one.upload_id for one in unjoined if not gone.keys().isdisjoint(one.parts)
+    )
+    for final in unjoined:
+        if final.upload_id in gone and final.offset:
+            left = [known[part] for part in final.parts if part in known]
+            gone |= dict.fromkeys(one.upload_id for one in left[:1] if one.allocated < one.offset)
+    return list(gone)
 
 
 def in_the_way(

@@ -1,0 +1,108 @@
+"""Two things at once on one request: no byte that counts is lost, and no other bytes count."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+from unittest.mock import patch
+
+from backupd.errors import AlreadyStored, StorageFailed, UploadCut, UploadHeld
+from backupd.interfaces import Upload
+from backupd.receiver import joining
+from backupd.receiver.resources import Described
+from backupd.receiver.transfer import Outcome
+from backupd.waiting import go_on
+from tests.receiver.test_joining import final_of, pieces_of
+from tests.receiver.world import KIB, ManualOff, World, WorldCase, now, set_attribute, sha256
+
+DATA = os.urandom(300 * KIB)
+
+
+class WholeTests(WorldCase):
+    def test_two_whole_uploads(self) -> None:
+        """Two uploads of one link that end one after the other are whole; the newest counts."""
+        request_id = self.world.offered(size=200)
+        sources, works = [], []
+        for _ in range(2):
+            upload = self.world.create(request_id, 100)
+            source = self.world.source()
+            sources.append(source)
+            works.append(
+                self.world.receive(request_id, source, 100, upload_id=upload.upload_id, offset=0)
+            )
+        for source, byte in zip(sources, (b"a", b"b"), strict=True):
+            source.give(byte * 100, b"")
+        assert all(isinstance(now(work), Outcome) for work in works)
+        backup = now(self.world.keeper.complete(request_id))
+        assert backup.sha256 == sha256(b"b" * 100)
+
+    def test_a_creation_does_not_end_what_is_whole(self) -> None:
+        """A direct upload that is whole and not stored yet does not give way to a new creation."""
+        request_id = self.world.direct(1, size=100).ask.request_id
+        upload = self.world.create(request_id, 100)
+        self.world.tick()
+        self.world.send(request_id, b"x" * 100, upload_id=upload.upload_id, offset=0)
+        assert self.world.direct(1, size=100).ask.request_id == request_id
+        again = self.world.resources.create_direct(request_id, Described(length=100))
+        self.raises(UploadHeld, again)
+        backup = now(self.world.keeper.keep_direct(request_id))
+        assert backup.sha256 == sha256(b"x" * 100)
+
+    def test_what_is_being_stored_is_not_ended(self) -> None:
+        """An upload that is to be stored, and could not be yet, is not ended any more."""
+        request_id = self.world.offered(size=100)
+        upload = self.world.create(request_id, 100)
+        self.world.send(request_id, b"x" * 100, upload_id=upload.upload_id, offset=0)
+
+        with patch.object(self.world.storage, "keep", side_effect=StorageFailed("broken")):
+            self.raises(StorageFailed, self.world.keeper.complete(request_id))
+        self.raises(AlreadyStored, self.world.resources.terminate(upload))
+        assert now(self.world.keeper.complete(request_id)).sha256 == sha256(b"x" * 100)
+
+
+class JoinTests(WorldCase):
+    def setUp(self) -> None:
+        super().setUp()
+        set_attribute(self, joining, "PIECE", 8 * KIB)
+        set_attribute(self, joining, "STRIDE", 16 * KIB)
+
+    def half_joined(self) -> tuple[World, ManualOff, str, Upload, list[str], Any]:
+        """The second of three parts is being joined, and has given some of its bytes back."""
+        off = ManualOff()
+        world = self.make("manual", off=off)
+        request_id = world.offered(size=len(DATA))
+        parts = []
+        for piece in pieces_of(DATA):
+            part = world.create(request_id, len(piece), partial=True)
+            source = world.source(piece, b"")
+            world.receive(request_id, source, len(piece), upload_id=part.upload_id, offset=0)
+            off.release_all()
+            parts.append(part.upload_id)
+        final = final_of(world, request_id, parts)
+        work = go_on(world.resources.join_with(request_id))
+        while off.names.count("give_back") == 0:
+            off.release()
+        off.release("give_back")
+        return world, off, request_id, final, parts, work
+
+    def test_parts_in_use(self) -> None:
+        """Parts that are being joined stay, as what is being sent does."""
+        world, off, request_id, _, _, work = self.half_joined()
+        other = world.create(request_id, 100 * KIB)
+        refused = world.receive(
+            request_id, world.source(), 100 * KIB, upload_id=other.upload_id, offset=0
+        )
+        off.release_all()
+        self.raises(UploadHeld, refused)
+        outcome = now(work)
+        assert (outcome.size, outcome.sha256) == (len(DATA), sha256(DATA))
+
+    def test_what_is_left_of_a_part_is_no_part(self) -> None:
+        """With a join that is ended goes the part that has given some of its bytes to it."""
+        world, off, _, final, parts, work = self.half_joined()
+        ended = go_on(world.resources.terminate(final))
+        off.release_all()
+        now(ended)
+        self.raises(UploadCut, work)
+        assert [one.upload_id for one in world.uploads()] == parts[2:]
+        world.check_accounts()
