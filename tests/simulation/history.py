@@ -70,6 +70,8 @@ class History:
         for video in plan.videos:
             owner = self.machines[video.machine]
             owner.disk.put(video.path, video.content(), 10**18)
+        self.visiting = 0
+        """Strangers that are not done yet."""
         self.stranger = Stranger(3009, self.timeline, self.network, str(plan.seed))
         self.watch = Watch(self)
         self.down_for: dict[str, float] = {}
@@ -177,7 +179,7 @@ class History:
 
     def _settled(self) -> bool:
         """Whether nothing is left to be done."""
-        return all(
+        return not self.visiting and all(
             machine.quiet
             and not machine.books.alive
             and (not machine.books.going or self.plan.cramped)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from backupd.interfaces import Entry
@@ -22,6 +23,15 @@ INCOMING = f"{ROOT}/.backupd/incoming"
 
 class Violation(Exception):
     """Something that must never be; says what."""
+
+
+def _of(there: bytes, meant: Sequence[bytes]) -> bool:
+    """Whether these bytes are of what was meant; several may have gone on with one upload."""
+    if any(there == one[: len(there)] for one in meant):
+        return True
+    return len(meant) > 1 and all(
+        any(at < len(one) and one[at] == byte for one in meant) for at, byte in enumerate(there)
+    )
 
 
 class Watch:
@@ -122,7 +132,7 @@ class Watch:
                 self._fail(machine, f"recorded {upload.offset} bytes of {upload_id}: no such file")
             elif upload.partial and any(there[: upload.offset] in one for one in meant):
                 pass
-            elif not any(there[: upload.offset] == one[: upload.offset] for one in meant):
+            elif not _of(there[: upload.offset], meant):
                 self._fail(
                     machine,
                     f"recorded {upload.offset} bytes of {upload_id} that a power cut would take",
@@ -137,6 +147,8 @@ class Watch:
 
     def _backups(self, machine: Machine) -> None:
         for backup_id, (_, backup) in machine.books.backups.items():
+            if backup.problem is not None:
+                continue  # it may be giving way to a copy that is whole
             there = self._durable(machine, f"{ROOT}/{backup.folder}/{backup.name}")
             if there is None:
                 self._fail(machine, f"lists {backup_id}, whose file a power cut would take")

@@ -41,6 +41,13 @@ class Walk:
 
     async def go(self) -> None:
         """Ask, wait for the turn, walk, and leave."""
+        self._history.visiting += 1
+        try:
+            await self._go()
+        finally:
+            self._history.visiting -= 1
+
+    async def _go(self) -> None:
         what, stranger = self._what, self._stranger
         video = f"x{what['number'] // 2 if what['twice'] else what['number']}"
         self._history.watch.allow(stranger.url, video, self._content)
@@ -106,6 +113,9 @@ class Walk:
             case "too long":
                 self._least = 0
                 long = content + bytes(self._what["size"])
+                if self._what["twice"]:
+                    # Another may have asked for so much under the same name.
+                    self._history.watch.allow(stranger.url, asked.video, long)
                 self._refused(await stranger.post(asked, long, chunked=rng.random() < 0.5), step)
             case "wrong offset":
                 offset = rng.randint(1, len(content) + 5)
