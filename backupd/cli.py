@@ -316,11 +316,22 @@ def rebuild(api: Api, as_json: bool) -> None:
 
 @main.command()
 @click.option("--to", help="URL of another server, to see whether it can be reached.")
+@click.option("--repair", is_flag=True, help="Mend what can be mended of what is kept.")
 @as_json
 @click.pass_obj
-def doctor(api: Api, to: str | None, as_json: bool) -> None:
-    """Check settings, folders, space and reachability, and say what to do."""
-    findings = list(examine(os.environ, api, to))
+def doctor(api: Api, to: str | None, repair: bool, as_json: bool) -> None:
+    """Check settings, folders, space, what is kept, and reachability, and say what to do.
+
+    Without --repair it changes nothing, and says what --repair would do.
+    """
+    with complaints.status("looking at what is kept") as shown:
+
+        def wait(seen: Any) -> None:
+            read = f", {format_size(seen['bytesRead'])} read" if seen["bytesRead"] else ""
+            shown.update(f"looking at what is kept: {seen['lookedAt']} backups{read}")
+            time.sleep(POLL)
+
+        findings = list(examine(os.environ, api, to, repair=repair, wait=wait))
     if as_json:
         show(
             [

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlsplit
 
 from backupd.control import Api, ApiFailed
@@ -28,8 +29,17 @@ class Finding:
     advice: str = ""
 
 
-def examine(environ: Mapping[str, str], api: Api, other: str | None) -> Iterator[Finding]:
-    """Look at settings, folders, space, the daemon, and ``other``, the URL of another server."""
+def examine(
+    environ: Mapping[str, str],
+    api: Api,
+    other: str | None,
+    *,
+    repair: bool = False,
+    wait: Callable[[Any], None] = lambda inspection: None,
+) -> Iterator[Finding]:
+    """Look at settings, folders, space, the daemon, what it keeps, and ``other``, the URL of
+    another server. With ``repair`` the daemon mends what it can; ``wait`` is called until then.
+    """
     try:
         settings = load(environ)
     except SettingsError as error:
@@ -38,7 +48,7 @@ def examine(environ: Mapping[str, str], api: Api, other: str | None) -> Iterator
     yield Finding("settings", True, "are well-formed")
     yield from _root(settings)
     yield from _videos(settings)
-    yield from _daemon(settings, api)
+    yield from _daemon(settings, api, lambda: _files(api, wait, repair=repair))
     if other:
         yield _reach("other server", other)
 
@@ -80,7 +90,9 @@ def _videos(settings: Settings) -> Iterator[Finding]:
         yield Finding(f"videos {folder}", readable, told, "" if readable else "mend `videos`")
 
 
-def _daemon(settings: Settings, api: Api) -> Iterator[Finding]:
+def _daemon(
+    settings: Settings, api: Api, files: Callable[[], Iterator[Finding]]
+) -> Iterator[Finding]:
     try:
         ready = api.call("GET", "/readyz")
     except ApiFailed as error:
@@ -89,12 +101,38 @@ def _daemon(settings: Settings, api: Api) -> Iterator[Finding]:
         return
     told = f"answers at {api.url}; {ready.get('availableSpace')} can still be promised"
     yield Finding("daemon", True, told)
+    yield from files()
     yield from _kept(api)
     base = settings.public_url
     if not base and settings.host:
         base = f"{settings.protocol}://{settings.host}"
     if base and urlsplit(base).netloc != urlsplit(api.url).netloc:
         yield _reach("own links", base)
+
+
+def _files(api: Api, wait: Callable[[Any], None], *, repair: bool) -> Iterator[Finding]:
+    """Whether files and list agree."""
+    try:
+        seen = api.call("POST", "/api/v1/inspection", {"repair": repair})
+        while seen["running"]:
+            wait(seen)
+            seen = api.call("GET", "/api/v1/inspection")
+    except ApiFailed as error:
+        yield Finding("files", False, f"were not looked at: {error}", "try again")
+        return
+    for one in seen["findings"]:
+        told, advice = one["why"], one["advice"]
+        if one["repaired"]:
+            told = f"{told} Repaired: {one['remedy']}."
+        elif one["remedy"] and not advice:
+            advice = f"backupctl doctor --repair: {one['remedy']}"
+        yield Finding(one["path"], one["repaired"], told, advice)
+    if seen["more"]:
+        yield Finding("files", False, f"and {seen['more']} more findings", "mend these first")
+    if seen["failure"]:
+        yield Finding("files", False, f"were not all looked at: {seen['failure']}", "try again")
+    elif not seen["findings"]:
+        yield Finding("files", True, f"all {seen['lookedAt']} backups lie where the list says")
 
 
 def _kept(api: Api) -> Iterator[Finding]:

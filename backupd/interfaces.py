@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from enum import Enum
 from typing import Any, ParamSpec, Protocol, TypeVar, runtime_checkable
 
 from twisted.internet.defer import Deferred
@@ -31,6 +32,7 @@ __all__ = [
     "IWindowed",
     "Line",
     "OffThread",
+    "Part",
     "Repair",
     "Retention",
     "Room",
@@ -214,9 +216,19 @@ class IWindowed(IStored):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """A kept backup as its files tell it."""
+    """A kept backup as its files tell it, and when its file was changed last."""
 
     backup: Backup
+    changed_at: float = field(default=0.0, compare=False)
+
+
+class Part(Enum):
+    """What is damaged."""
+
+    FOREIGN = "something that is no part of a backup"
+    FOLDER = "a folder that cannot be read"
+    DESCRIPTION = "the description of a backup"
+    FILE = "the file of a backup"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,6 +237,7 @@ class Damaged:
 
     path: str
     why: str
+    part: Part = Part.FOREIGN
 
 
 class IStorage(Interface):
@@ -281,6 +294,9 @@ class IStorage(Interface):
 
     def walk() -> Iterator[Found | Damaged]:
         """Everything under the root that is, or should be, a kept backup."""
+
+    def inspect(folder: str) -> list[Found | Damaged]:
+        """The same of the one place ``folder``, where a backup is, or should be."""
 
 
 # -- ledger ---------------------------------------------------------------------------------------

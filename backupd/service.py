@@ -23,6 +23,7 @@ from backupd.peer.origins import origin_of
 from backupd.peer.pairing import Pairing
 from backupd.receiver.admission import Admission
 from backupd.receiver.expiry import Expiry
+from backupd.receiver.inspection import Inspection
 from backupd.receiver.intake import Intake
 from backupd.receiver.keeping import Keeper
 from backupd.receiver.live import InProgress, LiveRequests
@@ -207,6 +208,15 @@ class BackupService(Service):
             keeper=self.keeper,
             clock=reactor,
             nudge=self.nudge,
+        )
+        self.inspection = Inspection(
+            ledger=ledger,
+            storage=storage,
+            keeper=self.keeper,
+            intake=self.intake,
+            clock=reactor,
+            off=off,
+            now=self.time.stamp,
         )
         self.outbox = outbox(self.links, self.nudge)
         self.turns = Turns()
@@ -431,6 +441,7 @@ class BackupService(Service):
                 await one.stop()
             await self.intake.transfers.stop(grace)
             for name, work in {
+                "what is being inspected": self.inspection.stop(),
                 "what is overdue": go_on(self.expiry.stop()),
                 "what is being read again": self._reading.stop(),
                 "what is being stored": self.intake.locks.when_idle(),

@@ -14,7 +14,7 @@ from backupd.interfaces import Damaged, ILedger, IStorage, OffThread, Upload
 from backupd.receiver.keeping import Keeper
 from backupd.requests import Backup, BackupRequest, Pending, Received, Storing, live
 
-__all__ = ["Rebuilt", "rebuild", "recover"]
+__all__ = ["Rebuilt", "begin_again", "list_found", "rebuild", "recover"]
 
 _log = Logger()
 
@@ -92,13 +92,7 @@ async def _recover_upload(
             put = replace(upload, allocated=0)
             await ledger.change(upload.request_id, lambda r: r, put=put)
     elif allocated is None:
-        _log.info(
-            "upload {upload_id} of request {request_id} is gone; it starts again",
-            upload_id=upload.upload_id,
-            request_id=upload.request_id,
-        )
-        step = _without(upload.upload_id, now)
-        await ledger.change(upload.request_id, step, drop=[upload.upload_id])
+        await begin_again(ledger, upload, now)
     else:
         # The rest of the last block is nobody's part of a reservation: counted here, several
         # uploads that fit it exactly would not fit any more.
@@ -107,6 +101,17 @@ async def _recover_upload(
         if allocated != upload.allocated:
             put = replace(upload, allocated=allocated)
             await ledger.change(upload.request_id, lambda r: r, put=put)
+
+
+async def begin_again(ledger: ILedger, upload: Upload, now: float) -> None:
+    """Forget an upload whose bytes are gone; its request goes on without it."""
+    _log.info(
+        "upload {upload_id} of request {request_id} is gone; it starts again",
+        upload_id=upload.upload_id,
+        request_id=upload.request_id,
+    )
+    step = _without(upload.upload_id, now)
+    await ledger.change(upload.request_id, step, drop=[upload.upload_id])
 
 
 def _without(upload_id: str, now: float) -> Callable[[BackupRequest], BackupRequest]:
@@ -154,17 +159,27 @@ async def rebuild(
             else:
                 result.more_damaged += 1
             continue
-        deleted_at = None if one.backup.deleted_at is None else now()
-        listed = replace(one.backup, verified_at=None, deleted_at=deleted_at)
-        if not await ledger.list_backup(listed):
+        new = await list_found(one.backup, ledger=ledger, storage=storage, off=off, now=now)
+        if new is None:
             result.known += 1
-        elif await _is_there(storage, off, one.backup):
+        elif new:
             result.added += 1
-        else:
-            # Deleted since it was found: it must not come back to the list.
-            with suppress(NoSuchBackup):
-                await ledger.drop_backup(one.backup.backup_id)
     return result
+
+
+async def list_found(
+    found: Backup, *, ledger: ILedger, storage: IStorage, off: OffThread, now: Callable[[], float]
+) -> bool | None:
+    """List a backup that was found on the disk; None if it is listed, False if it is gone again."""
+    deleted_at = None if found.deleted_at is None else now()
+    if not await ledger.list_backup(replace(found, verified_at=None, deleted_at=deleted_at)):
+        return None
+    if await _is_there(storage, off, found):
+        return True
+    # Deleted since it was found: it must not come back to the list.
+    with suppress(NoSuchBackup):
+        await ledger.drop_backup(found.backup_id)
+    return False
 
 
 async def _is_there(storage: IStorage, off: OffThread, backup: Backup) -> bool:

@@ -17,12 +17,14 @@ import re
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from itertools import islice
 from threading import Lock
+from typing import Any
 
 from zope.interface import implementer
 
 from backupd.errors import StorageFailed
-from backupd.interfaces import Damaged, Found, IStorage, IStored, IUpload, IVolume
+from backupd.interfaces import Damaged, Found, IStorage, IStored, IUpload, IVolume, Part
 from backupd.requests import Backup, VideoId, video_key
 from backupd.storage import names, sidecar
 from backupd.storage.files import DiskStored, DiskUpload, doing, write_all
@@ -36,6 +38,9 @@ _PRIVATE = ".backupd"
 _INCOMING = (_PRIVATE, "incoming")
 _NEW_SIDECAR = f".{SIDECAR}.new"
 _NOT_PEERS = frozenset({_PRIVATE, "lost+found"})
+
+MAX_TOLD = 1000
+"""So much at most is said of one backup's folder."""
 
 _FOLDER_MODE = 0o750
 _FILE_MODE = 0o640
@@ -201,6 +206,15 @@ class DiskStorage:
     def walk(self) -> Iterator[Found | Damaged]:
         return self._walk(())
 
+    def inspect(self, folder: str) -> list[Found | Damaged]:
+        parts = tuple(folder.split("/"))
+        try:
+            if not self._is_there(*parts):
+                return [_damaged(parts, "Its folder is gone.", Part.FILE)]
+        except StorageFailed as error:
+            return [_damaged(parts, str(error), Part.FILE)]
+        return list(islice(self._inspect(parts), MAX_TOLD))
+
     # -- the steps of `keep` and `remove` -------------------------------------------------------
 
     def _check_keep(
@@ -279,7 +293,7 @@ class DiskStorage:
         except OSError as error:
             if not parts:
                 raise StorageFailed(f"Could not list the root folder: {error.strerror}.") from error
-            yield _damaged(parts, f"It cannot be listed: {error.strerror}.")
+            yield _damaged(parts, f"It cannot be listed: {error.strerror}.", Part.FOLDER)
 
     def _inspect(self, parts: tuple[str, ...]) -> Iterator[Found | Damaged]:
         """What is to be said of one backup's folder."""
@@ -290,26 +304,27 @@ class DiskStorage:
         try:
             backup = sidecar.decode(self._read_sidecar(parts), "/".join(parts))
         except FileNotFoundError:
-            yield _damaged(parts, f"There is no {SIDECAR} in it.")
+            yield _damaged(parts, f"There is no {SIDECAR} in it.", Part.DESCRIPTION)
             return
         except OSError as error:
-            yield _damaged(description, f"It cannot be read: {error.strerror}.")
+            yield _damaged(description, f"It cannot be read: {error.strerror}.", Part.DESCRIPTION)
             return
         except ValueError as error:
-            yield _damaged(description, str(error))
+            yield _damaged(description, str(error), Part.DESCRIPTION)
             return
         file = (*parts, backup.name)
         try:
-            size = self._size(self._path(*file), "file of the backup")
+            status = self._status(self._path(*file), "file of the backup")
         except StorageFailed as error:
-            yield _damaged(file, str(error))
+            yield _damaged(file, str(error), Part.FILE)
         else:
-            if size is None:
-                yield _damaged(file, "It is missing.")
-            elif size != backup.size:
-                yield _damaged(file, f"It has {size} bytes, its description says {backup.size}.")
+            if status is None:
+                yield _damaged(file, "It is missing.", Part.FILE)
+            elif status.st_size != backup.size:
+                why = f"It has {status.st_size} bytes, its description says {backup.size}."
+                yield _damaged(file, why, Part.FILE)
             else:
-                yield Found(backup=backup)
+                yield Found(backup=backup, changed_at=status.st_mtime)
         yield from self._foreign(parts, {backup.name, SIDECAR, _NEW_SIDECAR})
 
     def _foreign(self, parts: tuple[str, ...], ours: set[str]) -> Iterator[Damaged]:
@@ -319,7 +334,7 @@ class DiskStorage:
                     if entry.name not in ours:
                         yield _damaged((*parts, entry.name), "It is not part of the backup.")
         except OSError as error:
-            yield _damaged(parts, f"It cannot be listed: {error.strerror}.")
+            yield _damaged(parts, f"It cannot be listed: {error.strerror}.", Part.FOLDER)
 
     def _read_sidecar(self, parts: tuple[str, ...]) -> bytes:
         fd = self._fs.open(self._path(*parts, SIDECAR), _READ)
@@ -374,6 +389,10 @@ class DiskStorage:
 
     def _size(self, path: str, what: str) -> int | None:
         """The size of a plain file, None when there is none; `StorageFailed` for anything else."""
+        status = self._status(path, what)
+        return None if status is None else int(status.st_size)
+
+    def _status(self, path: str, what: str) -> Any:
         with doing(f"look at the {what}"):
             try:
                 status = self._fs.lstat(path)
@@ -381,7 +400,7 @@ class DiskStorage:
                 return None
         if not stat.S_ISREG(status.st_mode):
             raise StorageFailed(f"The {what} is not a plain file.")
-        return int(status.st_size)
+        return status
 
     def _make_root(self, path: str) -> None:
         try:
@@ -430,7 +449,7 @@ class DiskStorage:
             self._fs.unlink(path)
 
 
-def _damaged(parts: tuple[str, ...], why: str) -> Damaged:
+def _damaged(parts: tuple[str, ...], why: str, part: Part = Part.FOREIGN) -> Damaged:
     """``why`` about a path below the root; bytes in it that are not UTF-8 are shown as escapes."""
     path = os.fsencode("/".join(parts)).decode("utf-8", "backslashreplace")
-    return Damaged(path=path, why=why)
+    return Damaged(path=path, why=why, part=part)

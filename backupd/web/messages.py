@@ -329,6 +329,34 @@ class Rebuilt(_Message):
     more_damaged: int
 
 
+class Inspect(_Message):
+    """Look whether files and list agree; with ``repair`` do what can be done where they do not."""
+
+    repair: bool = False
+
+
+class FindingView(_Message):
+    """Something that is not as it should be: what a repair does about it, and what it leaves."""
+
+    path: str
+    why: str
+    remedy: str
+    advice: str
+    repaired: bool
+
+
+class InspectionView(_Message):
+    """The last inspection; ``more`` counts what is left out of ``findings``."""
+
+    repair: bool
+    running: bool
+    looked_at: int
+    bytes_read: int
+    findings: list[FindingView]
+    more: int
+    failure: str | None
+
+
 class Problem(_Message):
     """A refusal or a failure (RFC 9457), with the original's members beside."""
 

@@ -7,7 +7,18 @@ from twisted.web.resource import IResource
 
 from backupd.links import redacted
 from backupd.service import BackupService
-from backupd.web import audit, keeping, openapi, operations, peers, receiver, restore, sender, tus
+from backupd.web import (
+    audit,
+    inspection,
+    keeping,
+    openapi,
+    operations,
+    peers,
+    receiver,
+    restore,
+    sender,
+    tus,
+)
 from backupd.web.auth import Guard
 from backupd.web.connections import Connections
 from backupd.web.endpoint import Api, error_handlers
@@ -28,8 +39,9 @@ _SAID = (b"/healthz", b"/readyz", b"/metrics", b"/api/v1/backup/can-accept-backu
 def make_resource(service: BackupService, metrics: Metrics) -> IResource:
     """The root of everything that is served."""
     api = Api(service)
-    for room in (receiver, tus, sender, operations, keeping, restore, peers, audit, openapi):
+    for room in (receiver, tus, sender, operations, inspection, keeping, restore, peers, audit):
         room.routes(api)
+    openapi.routes(api)
     metrics_routes(api, metrics)
     error_handlers(service, api.app)
     return Guard(service, Routes(api.fixed, api.app.resource()))

@@ -12,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
 from backupd.errors import StorageFailed
-from backupd.interfaces import Found, IStorage, IStored, IUpload
+from backupd.interfaces import Damaged, Found, IStorage, IStored, IUpload, Part
 from backupd.requests import Backup, VideoId
 
 __all__ = ["a_backup", "make_storage_tests", "received"]
@@ -228,6 +228,15 @@ def make_storage_tests(
             assert content_of(self.storage, backup) == CONTENT
             assert self.storage.uploads() == {}
             assert list(self.storage.walk()) == [Found(backup=backup)]
+
+        def test_inspect(self) -> None:
+            """One place is told of as the walk tells of all; one where nothing is as damaged."""
+            backup = self.kept()
+            assert self.storage.inspect(backup.folder) == [Found(backup=backup)]
+            self.storage.remove(backup)
+            [gone] = self.storage.inspect(backup.folder)
+            assert isinstance(gone, Damaged)
+            assert (gone.path, gone.part) == (backup.folder, Part.FILE)
 
         def test_keep_nothing(self) -> None:
             """A video of no bytes is a video."""

@@ -36,6 +36,7 @@ ROUTES = {
     "/api/v1/backups/ID/lock": {"POST"},
     "/api/v1/audit": {"GET"},
     "/api/v1/rebuild": {"POST"},
+    "/api/v1/inspection": {"GET", "POST"},
     "/api/v1/outbox": {"GET", "POST"},
     "/api/v1/outbox/ID": {"GET", "DELETE"},
 }

@@ -15,7 +15,7 @@ import pytest
 from twisted.trial.unittest import SynchronousTestCase
 
 from backupd.errors import StorageFailed
-from backupd.interfaces import Damaged, Found
+from backupd.interfaces import Damaged, Found, Part
 from backupd.storage.disk import DiskStorage
 from backupd.storage.sidecar import encode
 from tests.conformance.storage import CONTENT, a_backup, make_storage_tests, received
@@ -301,7 +301,8 @@ def test_walk_goes_on_past_errors(root: Path, storage: DiskStorage) -> None:
     fs = FaultyFileSystem(str(root), failing(errno.EIO, "scandir", "sick"))
     found = list(faulty(root, fs).walk())
     assert Found(backup=backup) in found
-    assert Damaged(path="sick", why="It cannot be listed: Input/output error.") in found
+    why = "It cannot be listed: Input/output error."
+    assert Damaged(path="sick", why=why, part=Part.FOLDER) in found
 
 
 def test_walk_needs_a_root(root: Path) -> None:

@@ -179,6 +179,8 @@ class OwnTests(ClosedCase):
             ("POST", "/api/v1/outbox"),
             ("DELETE", f"{REQUESTS}/{request_id}"),
             ("POST", "/api/v1/rebuild"),
+            ("POST", "/api/v1/inspection"),
+            ("GET", "/api/v1/inspection"),
             ("GET", "/api/v1/peers"),
             ("POST", "/api/v1/peers"),
             ("GET", "/api/v1/peers/c"),
