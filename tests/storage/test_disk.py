@@ -56,6 +56,9 @@ def test_layout(root: Path, storage: DiskStorage) -> None:
         "storedAt": "2026-11-24T02:00:00.123456717Z",
         "verifiedAt": "2026-11-24T02:00:01.765432119Z",
         "problem": None,
+        "deletedAt": None,
+        "deletedBy": None,
+        "lockedUntil": None,
     }
     assert text.count("\n") == 15
     for path in root.rglob("*"):
