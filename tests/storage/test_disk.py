@@ -60,7 +60,7 @@ def test_layout(root: Path, storage: DiskStorage) -> None:
         "deletedBy": None,
         "lockedUntil": None,
     }
-    assert text.count("\n") == 15
+    assert text.count("\n") == 18
     for path in root.rglob("*"):
         assert stat.S_IMODE(path.stat().st_mode) & 0o027 == 0, path
 
