@@ -21,7 +21,7 @@ from backupd.interfaces import ILedger, IStorage, IUpload, OffThread, Source, Up
 from backupd.receiver.digests import Check, Digests, digest_of
 from backupd.receiver.joining import Joining
 from backupd.receiver.queue import Queue
-from backupd.receiver.room import Begun, going, in_the_way, in_use, occupied, placed
+from backupd.receiver.room import Begun, NotBegun, going, in_the_way, in_use, occupied, placed
 from backupd.receiver.transfer import Outcome, Transfer
 from backupd.receiver.transfers import SILENCE, Transfers, ended
 from backupd.requests import (
@@ -112,12 +112,18 @@ class Intake:
     async def _come(self, request_id: str) -> None:
         """Wait for the turn of a direct upload, whose client is here and need not be called."""
         request = await self._ledger.request(request_id)
-        if isinstance(request, Pending) and request.ask.direct:
-            now = self._clock.seconds()
-            comes = self._queue().turn_of(request_id, PATIENCE)
-            await self._ledger.change(request_id, lambda r: wanted(r, now=now))
-            self._queue().offer_again(request)
-            await comes
+        if not (isinstance(request, Pending) and request.ask.direct):
+            return
+        now = self._clock.seconds()
+        comes = self._queue().turn_of(request_id, PATIENCE)
+        try:
+            # Its turn may have come, or its end, since it was read.
+            stands = await self._ledger.change(request_id, lambda r: wanted(r, now=now))
+            if isinstance(stands, Pending):
+                self._queue().offer_again(stands)
+                await comes
+        finally:
+            comes.cancel()
 
     @asynccontextmanager
     async def _turn(self, request: Live) -> AsyncIterator[None]:
@@ -174,7 +180,12 @@ class Intake:
         """
         with self.transfers.counted():
             await self._come(request_id)
-            transfer = await self._begin(request_id, source, length, upload_id, offset, total)
+            try:
+                transfer = await self._begin(request_id, source, length, upload_id, offset, total)
+            except NotBegun:
+                # Nobody else waits meanwhile: neither the lock nor the turn is held.
+                source = await self.transfers.begun(source)
+                transfer = await self._begin(request_id, source, length, upload_id, offset, total)
             return await transfer.run(digests or {}, file_name, content_type, check)
 
     async def _begin(
@@ -198,7 +209,6 @@ class Intake:
             request = live(await self._ledger.request(request_id), "received")
             if isinstance(request, Storing):
                 raise AlreadyStored("The backup is being stored; nothing can be added to it.")
-            self.transfers.check_number(request.ask.turn)
             now = self._clock.seconds()
             new = Upload(
                 upload_id=self._new_id(),
@@ -208,29 +218,31 @@ class Intake:
                 changed_at=now,
             )
             upload, room = placed(upload or new, request.ask.size, offset or 0, length, total)
-            async with self._turn(request):
-                if upload.offset == 0:
-                    source, upload, handle = await self._start(request, source, upload, room)
-                else:
-                    await self._to_receiving(request, put=upload)
-                    handle = await self._off(self._storage.reopen, upload.upload_id)
-            return self.transfers.register(
-                Transfer(
-                    ledger=self._ledger,
-                    storage=self._storage,
-                    off=self._off,
-                    clock=self._clock,
-                    settings=self._settings,
-                    remembered=self._digests,
-                    source=source,
-                    ask=request.ask,
-                    upload=upload,
-                    handle=handle,
-                    limit=room,
-                    fresh=offset is None,
-                ),
-                upload.upload_id,
-            )
+            with self.transfers.place(request.ask.turn):
+                async with self._turn(request):
+                    if upload.offset == 0:
+                        begun = isinstance(source, Begun)
+                        upload, handle = await self._start(request, upload, room, begun)
+                    else:
+                        await self._to_receiving(request, put=upload)
+                        handle = await self._off(self._storage.reopen, upload.upload_id)
+                return self.transfers.register(
+                    Transfer(
+                        ledger=self._ledger,
+                        storage=self._storage,
+                        off=self._off,
+                        clock=self._clock,
+                        settings=self._settings,
+                        remembered=self._digests,
+                        source=source,
+                        ask=request.ask,
+                        upload=upload,
+                        handle=handle,
+                        limit=room,
+                        fresh=offset is None,
+                    ),
+                    upload.upload_id,
+                )
 
     async def _named(
         self, request_id: str, upload_id: str | None, offset: int | None
@@ -244,9 +256,12 @@ class Intake:
         raise NoSuchUpload("This upload was ended.")
 
     async def _start(
-        self, request: Live, source: Source, upload: Upload, want: int
-    ) -> tuple[Source, Upload, IUpload]:
-        """The file of an upload, its room allocated, and the request RECEIVING."""
+        self, request: Live, upload: Upload, want: int, begun: bool
+    ) -> tuple[Upload, IUpload]:
+        """The file of an upload, its room allocated, and the request RECEIVING.
+
+        Raises `NotBegun` unless some bytes are here, where that is needed.
+        """
         ask, upload_id = request.ask, upload.upload_id
         uploads = [
             one for one in await self._ledger.uploads(ask.request_id) if one.upload_id != upload_id
@@ -259,9 +274,9 @@ class Intake:
         drop = in_the_way(uploads, ask.size - want, busy) if want > 0 else None
         if drop is None:
             raise UploadHeld("Other uploads on this link take the room; end one first.", SILENCE)
-        if any(one.sha256 is not None for one in uploads if one.upload_id in drop):
+        if not begun and any(one.sha256 is not None for one in uploads if one.upload_id in drop):
             # What was acknowledged as whole gives way to bytes, not to the mere intention.
-            source = Begun(await source.read(), source)
+            raise NotBegun
         if drop:
             drop = going(uploads, drop)
             await self._ledger.change(ask.request_id, self._without(drop), drop=drop)
@@ -277,7 +292,7 @@ class Intake:
         except BaseException:
             await self.discard([upload_id])
             raise
-        return source, upload, handle
+        return upload, handle
 
     def _without(self, drop: Sequence[str]) -> Callable[[BackupRequest], BackupRequest]:
         """RECEIVED without its bytes is RECEIVING again; else nothing changes."""
@@ -328,23 +343,23 @@ class Intake:
                     raise UploadHeld("Its parts are being joined right now.", SILENCE)
                 for part in parts:
                     await self.transfers.make_way_for(part.upload_id)
-                self.transfers.check_number(request.ask.turn)
-                async with self._turn(request):
-                    await self._to_receiving(request, put=None)
-                joining = self.transfers.register(
-                    Joining(
-                        ledger=self._ledger,
-                        storage=self._storage,
-                        off=self._off,
-                        clock=self._clock,
-                        settings=self._settings,
-                        remembered=self._digests,
-                        ask=request.ask,
-                        final=final,
-                        parts=parts,
-                    ),
-                    final_id,
-                )
+                with self.transfers.place(request.ask.turn):
+                    async with self._turn(request):
+                        await self._to_receiving(request, put=None)
+                    joining = self.transfers.register(
+                        Joining(
+                            ledger=self._ledger,
+                            storage=self._storage,
+                            off=self._off,
+                            clock=self._clock,
+                            settings=self._settings,
+                            remembered=self._digests,
+                            ask=request.ask,
+                            final=final,
+                            parts=parts,
+                        ),
+                        final_id,
+                    )
             return await joining.run()
 
     async def drop(self, request_id: str, upload_id: str) -> None:

@@ -279,19 +279,29 @@ class Queue:
         self._claims[ask.request_id] = _Busy.of(ask)
 
     def turn_of(self, request_id: str, seconds: float) -> Deferred[None]:
-        """Fires once a request is PENDING no more; `NotYourTurn` when that takes so long."""
-        comes: Deferred[None] = Deferred()
+        """Fires once a request is PENDING no more; `NotYourTurn` when that takes so long.
 
-        def too_late() -> None:
+        Cancelling it, which makes it fire, forgets who waits.
+        """
+
+        def leave() -> None:
             waiting = self._coming.get(request_id, [])
             if comes in waiting:
                 waiting.remove(comes)
-                comes.errback(
-                    NotYourTurn("All turns are taken; go on shortly.", self._settings.loop_interval)
-                )
             if not waiting:
                 self._coming.pop(request_id, None)
 
+        def forgotten(_: object) -> None:
+            leave()
+            comes.callback(None)
+
+        def too_late() -> None:
+            leave()
+            comes.errback(
+                NotYourTurn("All turns are taken; go on shortly.", self._settings.loop_interval)
+            )
+
+        comes: Deferred[None] = Deferred(forgotten)
         late = self._clock.callLater(seconds, too_late)
 
         def came(result: T) -> T:
@@ -320,11 +330,11 @@ class Queue:
         try:
             if ask.direct:
                 # Nobody is to be called: whoever sends it is here, or will be.
-                await self._answered(request, failures, 200, None, "its turn has come.")
-                return
-            answer = await self._offer(ask, json.dumps(body).encode())
-            status, retry_after = answer.status, answer.retry_after
-            why = f"The sender answered {status}."
+                status, why = 200, "its turn has come."
+            else:
+                answer = await self._offer(ask, json.dumps(body).encode())
+                status, retry_after = answer.status, answer.retry_after
+                why = f"The sender answered {status}."
         except PeerFailed as error:
             retry_after, why = error.retry_after, str(error)
         try:

@@ -191,10 +191,16 @@ class Resources:
     # -- joining ----------------------------------------------------------------------------------
 
     async def join_with(self, request_id: str, part_id: str | None = None) -> Outcome | None:
-        """Join what waits for this part, or for any, if all its parts are whole now."""
+        """Join what waits for this part, or for any, if all its parts are whole now.
+
+        None when they are not; of a part, too, when it is being joined right now, as with
+        another that ended at the same time. Raises what `Intake.join` does.
+        """
         for upload in await self._ledger.uploads(request_id):
             waits = upload.parts and not upload.whole
             if waits and (part_id is None or part_id in upload.parts):
+                if part_id is not None and upload.upload_id in self._intake.transfers:
+                    return None
                 return await self._intake.join(request_id, upload.upload_id)
         return None
 

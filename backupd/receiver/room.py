@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred, succeed
 from backupd.errors import Invalid, OffsetMismatch, TooLarge
 from backupd.interfaces import Source, Upload
 
-__all__ = ["Begun", "going", "in_the_way", "in_use", "occupied", "placed"]
+__all__ = ["Begun", "NotBegun", "going", "in_the_way", "in_use", "occupied", "placed"]
 
 
 class Begun:
@@ -29,6 +29,10 @@ class Begun:
 
     def silent_for(self) -> float:
         return self._rest.silent_for()
+
+
+class NotBegun(Exception):
+    """What is whole would have to give way to bytes of which none is here yet."""
 
 
 def occupied(uploads: Iterable[Upload]) -> int:

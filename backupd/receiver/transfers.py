@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
@@ -9,8 +10,10 @@ from typing import TypeVar
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
-from backupd.errors import Busy, ShuttingDown, UploadHeld
+from backupd.errors import Busy, Invalid, ShuttingDown, UploadHeld
+from backupd.interfaces import Source
 from backupd.receiver.joining import Joining
+from backupd.receiver.room import Begun
 from backupd.receiver.transfer import Transfer
 
 __all__ = ["AT_ONCE", "SILENCE", "Transfers", "ended"]
@@ -38,6 +41,8 @@ class Transfers:
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
         self._by_upload: dict[str, AnyTransfer] = {}
+        self._beginning: Counter[str] = Counter()
+        self._silent: list[Source] = []
         self._stopping = self._given_up = False
         self._going = 0
         self._quiet: list[Deferred[None]] = []
@@ -63,12 +68,39 @@ class Transfers:
         running = self.of(request_id)
         return sum(one.received for one in running) if running else None
 
-    def check_number(self, turn: str) -> None:
-        """Raises `Busy` when as many are under way for this turn as may be."""
-        if sum(one.ask.turn == turn for one in self._by_upload.values()) >= AT_ONCE:
-            raise Busy(f"{AT_ONCE} uploads are under way already; end one first.", 5.0)
-
     # -- beginning and making way -----------------------------------------------------------------
+
+    @contextmanager
+    def place(self, turn: str) -> Iterator[None]:
+        """Of those that a turn has, for a transfer until it is registered.
+
+        Raises `Busy` when all are taken.
+        """
+        under_way = sum(one.ask.turn == turn for one in self._by_upload.values())
+        if under_way + self._beginning[turn] >= AT_ONCE:
+            raise Busy(f"{AT_ONCE} uploads are under way already; end one first.", 5.0)
+        self._beginning[turn] += 1
+        try:
+            yield
+        finally:
+            self._beginning[turn] -= 1
+            self._beginning += Counter()  # forgets what is 0
+
+    async def begun(self, source: Source) -> Begun:
+        """``source`` once some of it is here. Cut when a stop waits for it no more.
+
+        Raises `Invalid` when it is empty, `UploadCut`.
+        """
+        self._silent.append(source)
+        try:
+            if self._given_up:
+                source.abort()
+            first = await source.read()
+        finally:
+            self._silent.remove(source)
+        if not first:
+            raise Invalid("body", "is empty; a video has at least one byte")
+        return Begun(first, source)
 
     def register(self, transfer: X, upload_id: str) -> X:
         """It is under way until it is `done`."""
@@ -131,7 +163,7 @@ class Transfers:
 
         def give_up() -> None:
             self._given_up = True
-            for transfer in list(self._by_upload.values()):
+            for transfer in [*self._by_upload.values(), *self._silent]:
                 transfer.abort()
 
         if self._going:

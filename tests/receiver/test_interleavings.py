@@ -6,14 +6,26 @@ import os
 from typing import Any
 from unittest.mock import patch
 
-from backupd.errors import AlreadyStored, StorageFailed, UploadCut, UploadHeld
+from twisted.internet.defer import Deferred, succeed
+
+from backupd.errors import AlreadyStored, Busy, Invalid, Over, StorageFailed, UploadCut, UploadHeld
 from backupd.interfaces import Upload
-from backupd.receiver import joining
+from backupd.receiver import joining, transfers
 from backupd.receiver.resources import Described
 from backupd.receiver.transfer import Outcome
+from backupd.requests import BackupRequest, Live
 from backupd.waiting import go_on
 from tests.receiver.test_joining import final_of, pieces_of
-from tests.receiver.world import KIB, ManualOff, World, WorldCase, now, set_attribute, sha256
+from tests.receiver.world import (
+    KIB,
+    ManualOff,
+    World,
+    WorldCase,
+    logged,
+    now,
+    set_attribute,
+    sha256,
+)
 
 DATA = os.urandom(300 * KIB)
 
@@ -106,3 +118,119 @@ class JoinTests(WorldCase):
         self.raises(UploadCut, work)
         assert [one.upload_id for one in world.uploads()] == parts[2:]
         world.check_accounts()
+
+    def test_the_last_two_parts_at_once(self) -> None:
+        """Of two parts that end together the second is not refused because the first joins them."""
+        world, off, request_id, _, parts, work = self.half_joined()
+        assert now(world.resources.join_with(request_id, parts[2])) is None
+        off.release_all()
+        assert isinstance(now(work), Outcome)
+
+
+class BeginningTests(WorldCase):
+    def direct(self, video: int | None = 1) -> tuple[Live, Upload]:
+        request = self.world.direct(video, size=100)
+        return request, self.world.create(request.ask.request_id, 100, partial=video is None)
+
+    def test_its_turn_came_meanwhile(self) -> None:
+        """A direct upload does not wait for a turn that came just after it was looked up."""
+        request, upload = self.direct()
+        self.world.tick()
+        assert self.world.state(request.ask.request_id) == "OFFERED"
+        self.clock.advance(0)
+        real = self.world.ledger.request
+        stale: list[Deferred[BackupRequest]] = [succeed(request)]
+
+        def late(request_id: str) -> Deferred[BackupRequest]:
+            return stale.pop() if stale else real(request_id)
+
+        with patch.object(self.world.ledger, "request", late):
+            sent = self.world.send(
+                request.ask.request_id, b"x" * 100, upload_id=upload.upload_id, offset=0
+            )
+        assert isinstance(sent, Outcome)
+        assert self.clock.getDelayedCalls() == []
+
+    def test_its_end_came_meanwhile(self) -> None:
+        """Nothing is left of the wait for a turn of a request that had just ended."""
+        request, upload = self.direct()
+        now(self.world.resources.terminate(upload))
+        with patch.object(self.world.ledger, "request", return_value=succeed(request)):
+            refused = self.world.receive(
+                request.ask.request_id, self.world.source(), upload_id=upload.upload_id, offset=0
+            )
+            self.raises(Over, refused)
+        assert self.clock.getDelayedCalls() == []
+
+    def test_offered_after_its_end(self) -> None:
+        """A direct request that ends while its turn is being given is no defect."""
+        request, upload = self.direct(1)
+        self.direct(2)
+        lines = now(self.world.ledger.lines(now=self.clock.seconds(), limit=9, heads=9))
+        now(self.world.resources.terminate(upload))
+        with patch.object(self.world.ledger, "lines", return_value=succeed(lines)):
+            self.world.tick()
+        assert logged(self) == []
+        assert self.world.state(request.ask.request_id) == "CANCELLED"
+
+    def test_no_more_than_may_be(self) -> None:
+        """However many begin in the same moment, only so many of a turn are under way."""
+        set_attribute(self, transfers, "AT_ONCE", 2)
+        off = ManualOff()
+        self.world = self.make("manual", off=off)
+        begun = [self.direct(None) for _ in range(3)]
+        self.world.tick()
+        sources = [self.world.source() for _ in begun]
+        works = [
+            self.world.receive(
+                request.ask.request_id, source, 100, upload_id=upload.upload_id, offset=0
+            )
+            for source, (request, upload) in zip(sources, begun, strict=True)
+        ]
+        self.raises(Busy, works[2])
+        off.release_all()
+        for source in sources[:2]:
+            source.give(b"x" * 100, b"")
+        off.release_all()
+        assert [now(work).offset for work in works[:2]] == [100, 100]
+
+    def test_nobody_waits_for_the_first_byte(self) -> None:
+        """While a repeated upload is silent, what it would replace can be stored."""
+        request_id = self.world.offered(size=100)
+        self.world.send(request_id, b"x" * 100)
+        silent = self.world.source()
+        again = self.world.receive(request_id, silent, 100)
+        assert silent.reads == 1
+        assert self.world.queue.busy() == {}
+        assert now(self.world.keeper.complete(request_id)).sha256 == sha256(b"x" * 100)
+        silent.give(b"y" * 100, b"")
+        self.raises(AlreadyStored, again)
+
+    def test_a_silent_one_gives_way(self) -> None:
+        """A repeated upload of which no byte came does not hold up the next."""
+        request_id = self.world.offered(size=100)
+        self.world.send(request_id, b"x" * 100)
+        silent = self.world.source()
+        again = self.world.receive(request_id, silent, 100)
+        sent = self.world.send(request_id, b"y" * 100)
+        assert isinstance(sent, Outcome)
+        silent.cut()
+        self.raises(UploadCut, again)
+        assert now(self.world.keeper.complete(request_id)).sha256 == sha256(b"y" * 100)
+
+    def test_an_empty_one_ends_nothing(self) -> None:
+        """A repeated upload that turns out to be empty takes nothing away."""
+        request_id = self.world.offered(size=100)
+        self.world.send(request_id, b"x" * 100)
+        self.raises(Invalid, self.world.receive(request_id, self.world.source(b"")))
+        assert now(self.world.keeper.complete(request_id)).sha256 == sha256(b"x" * 100)
+
+    def test_a_stop_does_not_wait_for_the_first_byte(self) -> None:
+        """A stop cuts it after its grace."""
+        request_id = self.world.offered(size=100)
+        self.world.send(request_id, b"x" * 100)
+        again = self.world.receive(request_id, self.world.source(), 100)
+        stopped = go_on(self.world.intake.transfers.stop(1.0))
+        self.clock.advance(1.0)
+        now(stopped)
+        self.raises(UploadCut, again)
