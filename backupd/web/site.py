@@ -18,6 +18,7 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Callable
+from math import inf
 from typing import Any
 
 from twisted.internet.error import ConnectionAborted
@@ -41,6 +42,17 @@ __all__ = ["BackupSite", "Body", "StreamingRequest"]
 PIECE = 1024 * 1024
 """How many bytes are taken from the socket at once while a long body comes in."""
 
+TURN = 1024 * 1024
+"""How many bytes all bodies that come in straight take in one turn of the reactor while others
+ask something: to copy them out of the kernel takes its thread a millisecond, and they wait."""
+
+LEAST_SHARE = 256 * 1024
+"""So many each may take, however many there are: every turn of each costs something too."""
+
+ASKING = 1.0
+"""Seconds for which a small request counts as others who ask; with nobody there, each body takes
+what there is, which costs less."""
+
 
 class StreamingRequest(Request):
     """A request whose handler runs before its body; it reads `body` instead of ``content``."""
@@ -63,6 +75,8 @@ class StreamingRequest(Request):
     def gotLength(self, length: int | None) -> None:
         """The headers are complete. Nothing may be answered before the channel has taken note."""
         self.content = io.BytesIO()
+        if (length or 0) <= PIECE:
+            self.channel.site.asked_at = self.started
         self.body = Body(self.channel, length, self.channel.site.reactor)
         if length != 0:
             # The channel forgets the request line when the body ends.
@@ -196,7 +210,7 @@ class _Channel(HTTPChannel):
             return Server.doRead(self.transport)
         try:
             count = self.transport.socket.recv_into(
-                space, min(len(space), decoder.contentLength - 1)
+                space, min(len(space), decoder.contentLength - 1, self.site.share())
             )
         except (BlockingIOError, InterruptedError):
             return None
@@ -226,6 +240,8 @@ class _Channel(HTTPChannel):
         self._head_came()
         self._end_rate()
         self._end_lingering()
+        if self._straight is not None:
+            self._end_straight()
         super().connectionLost(reason)
 
     # -- what requests and bodies call ------------------------------------------------------------
@@ -244,6 +260,7 @@ class _Channel(HTTPChannel):
         plain = type(self.transport) is Server and not self.transport.TLS
         if plain and self._straight is None and body.length is not None:
             self._straight = body
+            self.site.streaming += 1
             self.transport.doRead = self._read_straight
 
     def send_continue(self) -> None:
@@ -357,7 +374,7 @@ class _Channel(HTTPChannel):
         self._end_rate()
         self.release()
         if self._straight is not None:
-            self._straight = None
+            self._end_straight()
             del self.transport.doRead
         if self._usual_piece is not None:
             self.transport.bufferSize, self._usual_piece = self._usual_piece, None
@@ -428,6 +445,10 @@ class _Channel(HTTPChannel):
             self._abortingCall = self.callLater(self.abortTimeout, self.forceAbortClient)
         self.loseConnection()
 
+    def _end_straight(self) -> None:
+        self._straight = None
+        self.site.streaming -= 1
+
     def _end_lingering(self) -> None:
         call, self._lingering = self._lingering, None
         if call is not None and call.active():
@@ -479,6 +500,8 @@ class BackupSite(Site):
         self.patience = patience
         self.linger_seconds = linger_seconds
         self.linger_bytes = linger_bytes
+        self.streaming = 0
+        self.asked_at = -inf
         self._on_finished = on_finished
 
     def startFactory(self) -> None:
@@ -491,6 +514,12 @@ class BackupSite(Site):
         """Called by ``Request.finish``."""
         if self._on_finished is not None:
             self._on_finished(request, self.reactor.seconds() - request.started)
+
+    def share(self) -> int:
+        """How many bytes one of the ``streaming`` bodies may take from the kernel in a turn."""
+        if self.reactor.seconds() - self.asked_at > ASKING:
+            return sys.maxsize
+        return max(LEAST_SHARE, TURN // max(1, self.streaming))
 
     def acceptableProtocols(self) -> list[bytes]:
         """HTTP/1.1 and nothing else."""

@@ -12,7 +12,7 @@ from twisted.internet.defer import CancelledError, Deferred
 
 from backupd.errors import TooLarge, UploadCut
 from backupd.web.body import HIGH_WATER
-from backupd.web.site import PIECE
+from backupd.web.site import ASKING, LEAST_SHARE, PIECE, TURN
 from tests.web.connection import CHUNKED, CONTINUE, EXPECTING, SIZED, SiteCase
 
 
@@ -213,6 +213,27 @@ class FlowTests(SiteCase):
         self.send(b"x" * PIECE, b"x")
         assert self.transport.bufferSize == 65536
         assert request.body.ended
+
+
+class ShareTests(SiteCase):
+    """How much of a long body is taken at once, when that makes others wait."""
+
+    def test_while_nobody_asks_a_body_takes_what_there_is(self) -> None:
+        self.begin(SIZED % (PIECE + 1))
+        assert self.site.share() > 1024 * PIECE
+        self.send(b"x" * (PIECE + 1))
+        self.answer()
+
+    def test_while_others_ask_all_together_take_a_turns_worth(self) -> None:
+        self.begin(SIZED % 1, b"x")
+        shares = []
+        for self.site.streaming in (0, 1, 2, 4, 100):
+            shares.append(self.site.share())
+        assert shares == [TURN, TURN, TURN // 2, TURN // 4, LEAST_SHARE]
+        self.site.streaming = 0
+        self.clock.advance(ASKING + 0.1)
+        assert self.site.share() > 1024 * PIECE
+        self.answer()
 
 
 class ContinueTests(SiteCase):

@@ -121,6 +121,7 @@ async def serving(handlers: Handlers) -> AsyncIterator[int]:
         for channel in site.channels:
             channel.transport.abortConnection()
         await DeferredList(site.gone)
+    assert site.streaming == 0
 
 
 def client(port: int, talk: Callable[[socket.socket], T]) -> Deferred[T]:
