@@ -13,7 +13,10 @@ ALIGN = 4096
 """Direct writes want addresses, offsets and lengths that are multiples of this."""
 
 KEPT = 8
-"""Buffers that are kept for the next upload; others go back to the system."""
+"""Buffers that are kept for the next block while others are lent; more go back to the system."""
+
+RESTING = 3
+"""Buffers that are kept when none is lent: what one upload has under way."""
 
 
 class BlockPool:
@@ -26,9 +29,11 @@ class BlockPool:
     def __init__(self, kept: int = KEPT) -> None:
         self._kept = kept
         self._free: list[memoryview] = []
+        self._lent = 0
 
     def take(self) -> memoryview:
         """A buffer; what is in it is left from its last use."""
+        self._lent += 1
         if self._free:
             return self._free.pop()
         # A page more, so that a block may begin anywhere in a page, as its place in the file does.
@@ -36,8 +41,11 @@ class BlockPool:
 
     def give_back(self, buffer: memoryview) -> None:
         """For the next one who takes; nobody may use it any more."""
+        self._lent -= 1
         if len(self._free) < self._kept:
             self._free.append(buffer)
+        if not self._lent:
+            del self._free[RESTING:]
 
     def __len__(self) -> int:
         """How many are kept at the moment."""

@@ -18,7 +18,7 @@ from backupd.errors import LedgerFailed, StorageFailed
 from backupd.interfaces import IUpload, OffThread
 from backupd.receiver import blocks
 from backupd.receiver.blocks import DEPTH, SYNC_BYTES, SYNC_SECONDS, BlockWriter
-from backupd.receiver.pool import BLOCK, BlockPool
+from backupd.receiver.pool import BLOCK, KEPT, RESTING, BlockPool
 from backupd.waiting import go_on
 from tests.receiver.world import ManualOff, logged, now, set_attribute, sync
 
@@ -151,6 +151,16 @@ class BoundedTests(BlockCase):
             if failing:
                 with pytest.raises(StorageFailed):
                     now(settled)
+
+    def test_what_many_uploads_took_is_not_kept(self) -> None:
+        """While buffers are lent a handful is kept, afterwards what one upload has under way."""
+        pool = BlockPool()
+        lent = [pool.take() for _ in range(KEPT + 4)]
+        for buffer in lent[1:]:
+            pool.give_back(buffer)
+        assert len(pool) == KEPT
+        pool.give_back(lent[0])
+        assert len(pool) == RESTING
 
     def test_gathered(self) -> None:
         """Small pieces are written together, one block at a time."""
