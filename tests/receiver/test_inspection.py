@@ -17,6 +17,7 @@ from twisted.internet.defer import Deferred
 
 from backupd.errors import Busy
 from backupd.receiver.inspection import SLACK, Inspection, Report
+from backupd.receiver.recovery import rebuild
 from backupd.requests import Backup, Pending, Storing
 from tests.receiver.world import WorldCase, now, set_attribute, sync
 
@@ -313,6 +314,43 @@ class PlaceTests(InspectionCase):
             (self.root / path).write_bytes(b"somebody's")
         self.tells(*foreign)
         self.left(*foreign)
+
+
+class RebuildTests(InspectionCase):
+    def test_everything_at_once(self) -> None:
+        """A rebuild lists every whole backup, tells of all else, and touches nothing."""
+        whole, moved, changed, cut, large, gone, renamed = (self.stored(n) for n in range(1, 8))
+        root = self.root
+        (root / "elsewhere" / "2").mkdir(parents=True)
+        (root / moved.folder).rename(root / "elsewhere" / "2" / moved.backup_id)
+        (root / changed.folder / changed.name).write_bytes(b"x" + DATA[1:])
+        description = root / cut.folder / "backup.json"
+        description.write_bytes(description.read_bytes()[:100])
+        (root / large.folder / large.name).write_bytes(DATA + b"more")
+        (root / gone.folder / gone.name).unlink()
+        other = (root / renamed.folder).rename((root / renamed.folder).with_name("renamed"))
+        (root / whole.folder / "stray").write_bytes(b"somebody's")
+        before = self.files()
+        self.world = self.make("file")  # with an empty ledger
+        found = now(
+            rebuild(
+                ledger=self.world.ledger,
+                storage=self.world.storage,
+                off=sync,
+                now=self.clock.seconds,
+            )
+        )
+        assert self.files() == before
+        assert set(self.listed()) == {one.backup_id for one in (whole, moved, changed)}
+        assert {one.path for one in found.damaged} == {
+            f"{cut.folder}/backup.json",
+            f"{large.folder}/{large.name}",
+            f"{gone.folder}/{gone.name}",
+            f"{other.relative_to(root)}/backup.json",
+            f"{whole.folder}/stray",
+        }
+        now(self.world.keeper.verify(changed.backup_id))
+        assert self.listed()[changed.backup_id].problem
 
 
 class UploadTests(InspectionCase):
