@@ -230,9 +230,11 @@ class RequestTable:
             old = rows.request_value(row._mapping)
             if fresh:
                 return live(old, "asked for"), room(self.sums.promised, 0)
+            new = asked_again(old, ask=ask, now=now)
             # What has come stays promised, and counts.
             least = min(row.allocated, old.ask.size)
-            new = asked_again(old, ask=replace(ask, size=max(ask.size, least)), now=now)
+            if new.ask.size < least:
+                new = replace(new, ask=replace(new.ask, size=least))
             growth = max(0, new.ask.size - row.allocated) - max(0, old.ask.size - row.allocated)
             found = room(self.sums.promised, growth)
             more = new.ask.size - old.ask.size

@@ -42,8 +42,8 @@ from backupd.web.endpoint import (
 from backupd.web.finder import Finder, uploadable
 from backupd.web.forms import FRAMING, FormSource
 from backupd.web.site import StreamingRequest
-from backupd.web.tus import TUS, content_check, create_on_link, speaks_tus
-from backupd.web.tus_headers import check_of, is_tus, offset_of, standing, total_of
+from backupd.web.tus import TUS, body_check, create_on_link, speaks_tus
+from backupd.web.tus_headers import is_tus, offset_of, standing, total_of
 
 __all__ = ["routes"]
 
@@ -293,7 +293,7 @@ async def _go_on(service: BackupService, request: StreamingRequest, target: Back
             offset=offset,
             total=total_of(request),
             digests=digests(request, "repr-digest"),
-            check=check_of(request) or content_check(request),
+            check=body_check(request),
         )
     )
     now = outcome.size if isinstance(outcome, Outcome) else outcome.offset

@@ -46,7 +46,7 @@ from backupd.web.tus_headers import (
     total_of,
 )
 
-__all__ = ["OFFSET", "TUS", "create_on_link", "routes"]
+__all__ = ["OFFSET", "TUS", "body_check", "create_on_link", "routes"]
 
 TUS = {"Tus-Resumable": VERSION, "Cache-Control": "no-store"}
 OFFSET = "application/offset+octet-stream"
@@ -329,7 +329,7 @@ async def _created(
     if media_type(request) == OFFSET and request.body.length != 0:
         # The client must learn where its upload is, also when its body was cut.
         request.setHeader("Location", location)
-        offset = await _receive(service, request, upload, 0, check_of(request))
+        offset = await _receive(service, request, upload, 0, body_check(request))
         headers["Upload-Offset"] = str(offset)
     return write(request, Answer(None, 201, headers))
 
@@ -390,7 +390,7 @@ def _resource(api: Api, url: str, find: Callable[..., Awaitable[tuple[Any, Any]]
         if media_type(request) != OFFSET:
             raise UnsupportedMedia(f"PATCH takes {OFFSET}.")
         refuse_coding(request)
-        offset, check = offset_of(request), check_of(request) or content_check(request)
+        offset, check = offset_of(request), body_check(request)
         alive, upload = await find(**parts)
         if upload is None:
             _gone(alive)
@@ -465,8 +465,14 @@ async def _take(
     return outcome.offset
 
 
-def content_check(request: StreamingRequest) -> Check | None:
-    """The Content-Digest of a PATCH's body (RFC 9530, 2), as a `Check`. Raises `Invalid`."""
+def body_check(request: StreamingRequest) -> Check | None:
+    """What the body must have: its Upload-Checksum, or else its Content-Digest (RFC 9530, 2).
+
+    Raises `Invalid`.
+    """
+    checksum = check_of(request)
+    if checksum is not None:
+        return checksum
     said = digests(request, "content-digest")
     if "sha-256" not in said:
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from dataclasses import replace
 
 from backupd.interfaces import Allowance, Room, Usage
 from backupd.requests import Live
@@ -75,6 +76,16 @@ class QuotaTests(LedgerCase):
         assert shrunk.ask.size == 40
         assert self.usage().reserved == 40
         assert self.ask("2", 61)[0] is None
+
+    def test_shrunk_to_another_video(self) -> None:
+        """A digest is of the size that was announced with it, also where that stays promised."""
+        asked = replace(an_ask("1", size=60, peer=PEER), sha256="ab" * 32)
+        result_of(self.ledger.admit(asked, plenty, now=NOW, max_pending=100))
+        self.change("1", to_receiving, put=an_upload("1", allocated=60, offset=10))
+        other = replace(an_ask("1", size=30, peer=PEER), sha256=None)
+        shrunk, _ = result_of(self.ledger.admit(other, plenty, now=NOW, max_pending=100))
+        assert shrunk is not None
+        assert (shrunk.ask.size, shrunk.ask.sha256) == (60, None)
 
     def test_released(self) -> None:
         """A request that ends gives its part of the quota back."""

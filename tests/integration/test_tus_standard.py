@@ -10,6 +10,7 @@ import re
 
 import pytest
 
+from tests.integration.contract import digest
 from tests.integration.daemons import Daemon, answer_on, wait_until
 from tests.integration.plain import PlainSender
 from tests.integration.tus import OFFSET, Tus, direct, metadata, on_link
@@ -394,6 +395,15 @@ def test_a_creation_with_bytes(tus: Tus, size: int) -> None:
     if size < LENGTH:
         assert tus.patch(url, size, DATA[size:]).status == 204
     assert tus.kept() == DATA
+
+
+def test_the_digest_of_the_bytes_of_a_creation(tus: Tus) -> None:
+    """A Content-Digest (RFC 9530) of what comes with a creation is checked, as a PATCH's is."""
+    answer = tus.post(DATA[:5], Upload_Length=str(LENGTH), Content_Digest=digest(b"else"))
+    assert answer.status == 422
+    url = tus.whole(answer.headers["Location"])
+    assert tus.offset(url) == 0
+    assert tus.patch(url, 0, DATA, Content_Digest=digest(DATA)).status == 204
 
 
 def test_a_creation_with_bytes_of_another_kind(tus: Tus) -> None:

@@ -178,8 +178,9 @@ class Books(KeptBooks, SentBooks):
             old = row.request
             if fresh:
                 return live(old, "asked for"), room(totals.promised, 0)
+            new = asked_again(old, ask=ask, now=now)
             least = min(row.allocated, old.ask.size)
-            new = asked_again(old, ask=replace(ask, size=max(ask.size, least)), now=now)
+            new = replace(new, ask=replace(new.ask, size=max(new.ask.size, least)))
             owed = max(0, old.ask.size - row.allocated)
             growth = max(0, new.ask.size - row.allocated) - owed
             found = room(totals.promised, growth)
