@@ -95,6 +95,9 @@ class Schedule:
             raise ValueError(WANTED)
         return _from_text("; ".join(f"{when} = {rate}" for when, rate in value.items()))
 
+    def __str__(self) -> str:
+        return self.text
+
     @property
     def limits(self) -> bool:
         """Whether there is any time at which it limits."""

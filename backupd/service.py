@@ -15,8 +15,9 @@ from twisted.logger import ILogObserver, Logger
 from twisted.python.components import Componentized
 from twisted.python.failure import Failure
 
+from backupd.bandwidth import Bandwidth
 from backupd.errors import BackupdError
-from backupd.interfaces import NO_LIMITS, Allowance, ILedger, IStorage, OffThread, Retention
+from backupd.interfaces import Allowance, ILedger, IStorage, OffThread, Retention
 from backupd.links import Links
 from backupd.own_folder import OwnFolder
 from backupd.peer.origins import origin_of
@@ -43,7 +44,7 @@ from backupd.sender.outbox import Outbox
 from backupd.serving import Listening, base_of
 from backupd.settings import Settings
 from backupd.trust.audit import Audit
-from backupd.trust.peers import Peer
+from backupd.trust.peers import Limits, Peer
 from backupd.trust.registry import InMemory, Peers
 from backupd.turns import Turns
 from backupd.waiting import Round, go_on, shielded
@@ -146,6 +147,12 @@ class BackupService(Service):
             ledger_room=own.free,
             allowance=self._allowance,
         )
+        self.bandwidth_in = Bandwidth(
+            settings.bandwidth_in, reactor, lambda name: self._limits(name).bandwidth_in
+        )
+        self.bandwidth_out = Bandwidth(
+            settings.bandwidth_out, reactor, lambda name: self._limits(name).bandwidth_out
+        )
         self.intake = Intake(
             ledger=ledger,
             storage=storage,
@@ -154,6 +161,8 @@ class BackupService(Service):
             off=off,
             settings=settings,
             new_id=chance.new_id,
+            pace=self.bandwidth_in.of,
+            most_at_once=lambda name: self._limits(name).max_uploads,
         )
         self.queue = Queue(
             ledger=ledger,
@@ -235,15 +244,18 @@ class BackupService(Service):
         self._loop.clock = reactor
         self._nudged: IDelayedCall | None = None
 
-    def _allowance(self, name: str) -> Allowance:
+    def _limits(self, name: str) -> Limits:
         """What a peer may have here; nobody else has limits of its own."""
         peer = self.peers.find(name)
-        if peer is None:
-            return NO_LIMITS
-        if peer.state != "active":
+        return Limits() if peer is None else peer.limits
+
+    def _allowance(self, name: str) -> Allowance:
+        """The part of it that counts when room is asked for."""
+        peer = self.peers.find(name)
+        if peer is not None and peer.state != "active":
             # It asked before it was put out, and is decided on only now.
             return Allowance(quota=0, max_pending=0)
-        limits = peer.limits
+        limits = self._limits(name)
         return Allowance(
             quota=limits.quota, max_pending=limits.max_pending, max_size=limits.max_size
         )

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
+from backupd.bandwidth import UNLIMITED, Schedule
 from backupd.errors import Invalid, SettingsError
 from backupd.sizes import parse_size
 
@@ -67,6 +68,9 @@ class Settings:
     max_sends: int = 4
     send_deadline: float = 7 * 86400.0
     client_certificate: str = ""
+    bandwidth_in: Schedule = UNLIMITED
+    bandwidth_out: Schedule = UNLIMITED
+    send_bandwidth: Schedule = UNLIMITED
     max_connections: int = 4000
     max_connections_per_address: int = 1000
     min_rate: int = 1024
@@ -271,6 +275,9 @@ _PARSERS: dict[str, Callable[[object], Any]] = {
     "max_sends": _count,
     "send_deadline": parse_duration,
     "client_certificate": _text,
+    "bandwidth_in": Schedule.parse,
+    "bandwidth_out": Schedule.parse,
+    "send_bandwidth": Schedule.parse,
     "max_connections": _count,
     "max_connections_per_address": _count,
     "min_rate": _least_rate,
@@ -308,6 +315,9 @@ KEYS: dict[str, str] = {
     "max_sends": "videos that are sent at once",
     "send_deadline": "how long a video is tried before it is given up",
     "client_certificate": "PEM file with the key and certificate shown to servers that ask for one",
+    "bandwidth_in": "how fast bytes of uploads come in, all together; also by the time of day",
+    "bandwidth_out": "how fast bytes of restores go out, all together",
+    "send_bandwidth": "how fast this server sends its own videos, all together",
     "max_connections": "connections at once, in all",
     "max_connections_per_address": "of these, how many from one address that is no trusted proxy",
     "min_rate": "bytes in a second, on the average of a minute, that a client must send, or take "

@@ -123,7 +123,7 @@ def of_ours(place: str, allowed: set[str]) -> Rule:
 
 
 DOMAIN = {"errors", "interfaces", "requests", "sizes"}
-COMMON = DOMAIN | {"links", "settings", "trust", "waiting"}
+COMMON = DOMAIN | {"bandwidth", "links", "settings", "trust", "waiting"}
 
 
 def test_errors_stand_alone() -> None:

@@ -11,6 +11,7 @@ from twisted.python.failure import Failure
 from twisted.web.iweb import IBodyProducer
 from zope.interface import implementer
 
+from backupd.bandwidth import Pace
 from backupd.interfaces import IFileSystem, OffThread
 from backupd.peer.open_file import FileDigest, FileState, OpenFile
 from backupd.waiting import go_on
@@ -34,7 +35,7 @@ class FileBody:
 
     `open` it first, `close` it in the end, whatever happened between. ``progress`` is called
     with the place in the file up to which bytes have been handed to the transport; ``digest``
-    gets what is read.
+    gets what is read, ``pace`` is how fast it goes.
     """
 
     length: int
@@ -48,8 +49,11 @@ class FileBody:
         digest: FileDigest | None = None,
         progress: Callable[[int], None] = lambda sent: None,
         fs: IFileSystem = os,
+        pace: Pace | None = None,
     ) -> None:
         self.length = file.size
+        self._pace = pace
+        self._turn = 0
         self._file = OpenFile(file, off, fs)
         self._clock = clock
         self._digest = digest
@@ -63,7 +67,7 @@ class FileBody:
         self._written_at = 0.0
         self._paused = False
         self._stopped = False
-        self._going = False
+        self._going = self._waiting = False
         self._consumer: IConsumer | None = None
         self._done: Deferred[None] = Deferred()
 
@@ -136,6 +140,12 @@ class FileBody:
                     self._done.callback(None)
                 elif self._paused or (self._at == len(self._block) and self._ahead is None):
                     return
+                elif self._pace is not None and not self._turn:
+                    if not self._waiting:
+                        self._waiting = True
+                        go_on(self._wait_for_turn(self._pace))
+                    if self._waiting:
+                        return
                 else:
                     self._write(self._consumer)
         finally:
@@ -143,13 +153,23 @@ class FileBody:
 
     def _write(self, consumer: IConsumer) -> None:
         # Of bytes this is the same object when it is all of them, and no copy.
-        piece = self._block[self._at : self._at + self._slice]
+        most = self._slice if self._pace is None else min(self._slice, self._turn)
+        piece = self._block[self._at : self._at + most]
+        if self._pace is not None:
+            self._turn -= len(piece)
         self._at += len(piece)
         self._sent += len(piece)
         if piece:
             self._written_at = self._clock.seconds()
             consumer.write(piece)
             self._progress(self._sent)
+
+    async def _wait_for_turn(self, pace: Pace) -> None:
+        self._turn = await pace.turn(self._slice)
+        self._waiting = False
+        if self._stopped:
+            pace.give_back(self._turn)
+        self._go_on()
 
     async def _read_ahead(self) -> None:
         offset = self._read_to

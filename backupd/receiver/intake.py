@@ -12,6 +12,7 @@ from dataclasses import replace
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
+from backupd.bandwidth import Pace
 from backupd.errors import (
     AlreadyStored,
     NoSuchUpload,
@@ -20,6 +21,7 @@ from backupd.errors import (
 from backupd.interfaces import ILedger, IStorage, IUpload, OffThread, Source, Upload
 from backupd.receiver.digests import Check, Digests, digest_of
 from backupd.receiver.joining import Joining
+from backupd.receiver.paced import paced
 from backupd.receiver.queue import Queue
 from backupd.receiver.room import Begun, NotBegun, going, in_the_way, in_use, occupied, placed
 from backupd.receiver.transfer import Outcome, Transfer
@@ -63,7 +65,10 @@ class Intake:
         off: OffThread,
         settings: Settings,
         new_id: Callable[[], str],
+        pace: Callable[[str], Pace | None] = lambda peer: None,
+        most_at_once: Callable[[str], int | None] = lambda peer: None,
     ) -> None:
+        """``pace`` and ``most_at_once`` say how fast, and how many, a peer's uploads may be."""
         self._ledger = ledger
         self._storage = storage
         self._queue = queue
@@ -71,6 +76,8 @@ class Intake:
         self._off = off
         self._settings = settings
         self._new_id = new_id
+        self._pace = pace
+        self._most_at_once = most_at_once
         self.locks = KeyedLocks()
         self.transfers = Transfers(clock)
         self._digests = Digests()
@@ -218,7 +225,8 @@ class Intake:
                 changed_at=now,
             )
             upload, room = placed(upload or new, request.ask.size, offset or 0, length, total)
-            with self.transfers.place(request.ask.turn):
+            peer = request.ask.peer
+            with self.transfers.place(request.ask.turn, peer, self._most_at_once(peer)):
                 async with self._turn(request):
                     if upload.offset == 0:
                         begun = isinstance(source, Begun)
@@ -234,7 +242,7 @@ class Intake:
                         clock=self._clock,
                         settings=self._settings,
                         remembered=self._digests,
-                        source=source,
+                        source=paced(source, self._pace(peer)),
                         ask=request.ask,
                         upload=upload,
                         handle=handle,

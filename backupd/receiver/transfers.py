@@ -42,6 +42,7 @@ class Transfers:
         self._clock = clock
         self._by_upload: dict[str, AnyTransfer] = {}
         self._beginning: Counter[str] = Counter()
+        self._of_peer: Counter[str] = Counter()
         self._silent: list[Source] = []
         self._stopping = self._given_up = False
         self._going = 0
@@ -71,20 +72,28 @@ class Transfers:
     # -- beginning and making way -----------------------------------------------------------------
 
     @contextmanager
-    def place(self, turn: str) -> Iterator[None]:
-        """Of those that a turn has, for a transfer until it is registered.
+    def place(self, turn: str, peer: str = "", most: int | None = None) -> Iterator[None]:
+        """Of those that a turn has, and of the ``most`` that its peer may have, for a transfer
+        until it is registered.
 
         Raises `Busy` when all are taken.
         """
+        if most is not None:
+            of_peer = sum(one.ask.peer == peer for one in self._by_upload.values())
+            if of_peer + self._of_peer[peer] >= most:
+                raise Busy(f"Peer {peer} may have {most} uploads at once; end one first.", 5.0)
         under_way = sum(one.ask.turn == turn for one in self._by_upload.values())
         if under_way + self._beginning[turn] >= AT_ONCE:
             raise Busy(f"{AT_ONCE} uploads are under way already; end one first.", 5.0)
         self._beginning[turn] += 1
+        self._of_peer[peer] += 1
         try:
             yield
         finally:
-            self._beginning[turn] -= 1
-            self._beginning += Counter()  # forgets what is 0
+            for counter, key in ((self._beginning, turn), (self._of_peer, peer)):
+                counter[key] -= 1
+                if not counter[key]:
+                    del counter[key]
 
     async def begun(self, source: Source) -> Begun:
         """``source`` once some of it is here. Cut when a stop waits for it no more.

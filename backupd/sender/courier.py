@@ -10,6 +10,7 @@ from twisted.internet.defer import CancelledError
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
+from backupd.bandwidth import Pace
 from backupd.errors import PeerFailed, PeerRefused
 from backupd.interfaces import Entry, IFileSystem, ILedger, OffThread
 from backupd.links import Links
@@ -56,6 +57,7 @@ class Courier:
         off: OffThread,
         rng: Chance,
         fs: IFileSystem = os,
+        pace: Pace | None = None,
     ) -> None:
         self._ledger = ledger
         self._peer = peer
@@ -64,7 +66,7 @@ class Courier:
         self._off = off
         self._rng = rng
         self._fs = fs
-        self._delivery = Delivery(ledger=ledger, peer=peer, clock=clock, off=off, fs=fs)
+        self._delivery = Delivery(ledger=ledger, peer=peer, clock=clock, off=off, fs=fs, pace=pace)
         self.sent = self._delivery.sent
         self.positions: dict[str, int] = {}
         self._setbacks: Counter[str] = Counter()

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from twisted.internet.interfaces import IReactorTime
 
+from backupd.bandwidth import Pace
 from backupd.errors import BackupdError, PeerFailed, PeerRefused
 from backupd.interfaces import Entry, IFileSystem, ILedger, OffThread
 from backupd.peer.client import PeerClient
@@ -87,7 +88,9 @@ class Delivery:
         clock: IReactorTime,
         off: OffThread,
         fs: IFileSystem = os,
+        pace: Pace | None = None,
     ) -> None:
+        self._pace = pace
         self._ledger = ledger
         self._peer = peer
         self._tus = Tus(peer)
@@ -205,6 +208,7 @@ class Delivery:
             digest=digest,
             progress=progress or sent,
             fs=self._fs,
+            pace=self._pace,
         )
 
     # -- by tus -----------------------------------------------------------------------------------

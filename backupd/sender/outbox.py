@@ -11,6 +11,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from backupd.bandwidth import Bandwidth
 from backupd.errors import AlreadyStored, BackupdError, Invalid
 from backupd.interfaces import Entry, IFileSystem, ILedger, OffThread
 from backupd.links import Links
@@ -76,7 +77,14 @@ class Outbox:
         self._nudge = nudge
         self._fs = fs
         self._courier = Courier(
-            ledger=ledger, peer=peer, links=links, clock=clock, off=off, rng=rng, fs=fs
+            ledger=ledger,
+            peer=peer,
+            links=links,
+            clock=clock,
+            off=off,
+            rng=rng,
+            fs=fs,
+            pace=Bandwidth(settings.send_bandwidth, clock).of(None),
         )
         self._catalogue = Catalogue(settings.videos)
         self._watcher: Watcher | None = None

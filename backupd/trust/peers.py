@@ -34,13 +34,18 @@ class Right(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What a peer may have of this server; None is no limit of its own. Sizes are bytes."""
+    """What a peer may have of this server; None is no limit of its own. Sizes are bytes.
+
+    Bandwidths are schedules in one line, as `backupd.bandwidth` reads them.
+    """
 
     quota: int | None = None
     max_pending: int | None = None
     max_uploads: int | None = None
     max_size: int | None = None
     requests_per_second: float | None = None
+    bandwidth_in: str | None = None
+    bandwidth_out: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,6 +23,7 @@ from backupd.trust.peers import Peer, token_hash
 from backupd.web.cors import allow
 from backupd.web.endpoint import note_refusal, problem, write
 from backupd.web.forwarded import Proxies, Way
+from backupd.web.rates import RequestRates
 from backupd.web.site import StreamingRequest
 
 __all__ = ["Guard"]
@@ -40,6 +41,7 @@ class Guard(Resource):
         self._service = service
         self._inner = inner
         self._proxies = Proxies(service.settings.trusted_proxies)
+        self._rates = RequestRates(service.reactor)
         self._under_way: dict[str, set[StreamingRequest]] = {}
         service.peers.watch(self._changed)
 
@@ -50,6 +52,8 @@ class Guard(Resource):
         request.way = self._proxies.way(request)
         request.caller = self._caller(request)
         try:
+            if request.caller.peer is not None:
+                self._rates.take(request.caller.peer)
             self._check(request, request.way)
         except BackupdError as error:
             if isinstance(error, Forbidden | Misdirected):

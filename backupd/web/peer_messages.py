@@ -32,6 +32,8 @@ Amount = Annotated[int, Meta(ge=1, le=2**60)]
 Versions = Annotated[int, Meta(ge=0, le=10**9)]
 Seconds = Annotated[float, Meta(ge=0, le=36500 * 86400)]
 Rate = Annotated[float, Meta(gt=0, le=1e6)]
+Bandwidth = Annotated[str, Meta(max_length=1024)] | dict[str, str]
+"""A rate, a table of rates by the time of day, or such a table in one line."""
 
 
 class _Message(Struct, rename="camel", kw_only=True):
@@ -49,6 +51,8 @@ class LimitsField(_Message):
     max_uploads: Amount | UnsetType | None = UNSET
     max_size: Amount | UnsetType | None = UNSET
     requests_per_second: Rate | UnsetType | None = UNSET
+    bandwidth_in: Bandwidth | UnsetType | None = UNSET
+    bandwidth_out: Bandwidth | UnsetType | None = UNSET
 
 
 class RetentionField(_Message):
@@ -116,6 +120,8 @@ class LimitsView(_Message):
     max_uploads: int | None
     max_size: int | None
     requests_per_second: float | None
+    bandwidth_in: str | None
+    bandwidth_out: str | None
 
 
 class RetentionView(_Message):

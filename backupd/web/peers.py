@@ -7,7 +7,8 @@ from typing import Any
 
 from msgspec import UNSET, Struct, structs
 
-from backupd.errors import Forbidden
+from backupd.bandwidth import Schedule
+from backupd.errors import Forbidden, Invalid
 from backupd.peer.pairing import Credentials, Enrolment, Grant
 from backupd.trust.peers import Peer, Right
 from backupd.web import messages
@@ -48,9 +49,13 @@ def view(peer: Peer) -> said.PeerView:
 
 
 def _grant(message: said.ChangePeer) -> Grant:
+    limits = _said(message.limits)
+    for name, member in (("bandwidth_in", "bandwidthIn"), ("bandwidth_out", "bandwidthOut")):
+        if limits.get(name) is not None:
+            limits[name] = _schedule(limits[name], member)
     return Grant(
         rights=None if message.rights is None else frozenset(map(Right, message.rights)),
-        limits=_said(message.limits),
+        limits=limits,
         retention=_said(message.retention),
         networks=None if message.networks is None else tuple(message.networks),
         origins=None if message.origins is None else tuple(message.origins),
@@ -61,6 +66,14 @@ def _said(members: Struct | None) -> dict[str, Any]:
     """The members that are there."""
     found = {} if members is None else structs.asdict(members)
     return {name: value for name, value in found.items() if value is not UNSET}
+
+
+def _schedule(said: str | dict[str, str], member: str) -> str:
+    """As it is kept: in one line. Raises `Invalid`."""
+    try:
+        return Schedule.parse(said).text
+    except ValueError as error:
+        raise Invalid(member, str(error)) from error
 
 
 def _shown(peer: Peer, message: str, given: Credentials | None) -> said.Paired:

@@ -53,7 +53,8 @@ def routes(api: Api) -> None:
                 what=backup_id,
                 same=backup_id,
             )
-        valve = Valve(request)
+        peer = request.caller.peer
+        valve = Valve(request, service.bandwidth_out.of(None if peer is None else peer.name))
         # The work on the file goes on to its end when the client leaves: a step that runs in a
         # thread cannot be stopped, and what it opened or still reads has to be closed after it.
         return await shielded(give(request, backup, valve))

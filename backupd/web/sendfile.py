@@ -31,14 +31,14 @@ def takes_windows(transport: object) -> bool:
 
 
 def send_window(
-    transport: Any, window: Window, offset: int, progress: Callable[[], object]
+    transport: Any, window: Window, offset: int, progress: Callable[[int], object]
 ) -> Deferred[int]:
     """Send ``window``, which begins at ``offset`` of its file; one at a time on a transport.
 
     Fires with how many bytes have left: fewer than the window has when `os.sendfile` gets no more
     of the file, be it that it has become shorter, or cannot be read or sent like that.
-    ``progress`` is called whenever some have. When the connection is lost it does not fire: cancel
-    it then, and the transport is as it was.
+    ``progress`` is called with how many whenever some have. When the connection is lost it does
+    not fire: cancel it then, and the transport is as it was.
     """
     sending = _Sending(transport, window, offset, progress)
     sending.begin()
@@ -47,7 +47,7 @@ def send_window(
 
 class _Sending:
     def __init__(
-        self, transport: Any, window: Window, offset: int, progress: Callable[[], object]
+        self, transport: Any, window: Window, offset: int, progress: Callable[[int], object]
     ) -> None:
         self.done: Deferred[int] = Deferred(lambda _: self._restore())
         self._transport = transport
@@ -82,7 +82,7 @@ class _Sending:
             return None if error.errno == errno.ENOBUFS else CONNECTION_LOST
         self._sent += moved
         if moved:
-            self._progress()
+            self._progress(moved)
         if moved == 0 or self._sent == self._window.length:
             self._restore()
             self.done.callback(self._sent)

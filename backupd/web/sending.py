@@ -11,6 +11,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IPushProducer, IReactorTime
 from zope.interface import implementer
 
+from backupd.bandwidth import Pace
 from backupd.errors import BackupdError, StorageFailed, UploadCut
 from backupd.interfaces import IStored, IWindowed, OffThread, Window
 from backupd.web.sendfile import send_window, takes_windows
@@ -49,15 +50,18 @@ class Part:
 class Valve:
     """Opens and closes with the network: `open` fires when there is room to write.
 
-    The connection of a client that takes nothing for as long as the site's timeout is cut: the
-    channel's own timeout stands still while there is an answer to write.
+    The connection of a client that takes too little for as long as the site's timeout is cut: the
+    channel's own timeout stands still while there is an answer to write. ``pace`` is how fast it
+    may take.
     """
 
-    def __init__(self, request: StreamingRequest) -> None:
+    def __init__(self, request: StreamingRequest, pace: Pace | None = None) -> None:
+        self._pace = pace
         self._request = request
         site = request.channel.site
         self._clock: IReactorTime = site.reactor
         self._patience = site.timeOut or 60.0
+        self._least = max(1.0, site.patience.min_rate * self._patience)
         self._waiting: Deferred[None] | None = None
         self._sending: Deferred[int] | None = None
         self._paused = False
@@ -106,10 +110,37 @@ class Valve:
 
         Raises `UploadCut` as `open` does.
         """
+        if self._pace is None:
+            return await self._send(window, offset)
+        sent = 0
+        while sent < window.length:
+            count = await self.turn(window.length - sent)
+            data = None if window.data is None else window.data[sent : sent + count]
+            moved = await self._send(Window(count, window.descriptor, data), offset + sent)
+            sent += moved
+            if moved < count:
+                self._pace.give_back(count - moved)
+                break
+        return sent
+
+    async def turn(self, most: int) -> int:
+        """Wait until some bytes may go; how many, ``most`` at most."""
+        return most if self._pace is None else await self._pace.turn(most)
+
+    async def _send(self, window: Window, offset: int) -> int:
         self.check()
         late = self._clock.callLater(self._patience, self._give_up)
+        taken = 0
+
+        def progress(count: int) -> None:
+            nonlocal taken
+            taken += count
+            if taken >= self._least:
+                taken = 0
+                late.reset(self._patience)
+
         transport = self._request.channel.transport
-        self._sending = send_window(transport, window, offset, lambda: late.reset(self._patience))
+        self._sending = send_window(transport, window, offset, progress)
         try:
             return await self._sending
         except CancelledError:
@@ -216,7 +247,8 @@ class Sender:
                 at = part.start
                 while at < part.stop:
                     await valve.open()
-                    data = await self._block(stored, at, part.stop)
+                    most = await valve.turn(min(READ, part.stop - at))
+                    data = await self._block(stored, at, at + most)
                     await valve.open()
                     request.write(data)
                     at += len(data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from backupd.bandwidth import Bandwidth, Schedule
 from backupd.peer.file_body import BLOCK, SLICE, FileBody
 from backupd.peer.open_file import FileChanged, FileDigest, FileGone, FileState
 from backupd.waiting import go_on
@@ -186,6 +188,41 @@ def test_it_reads_one_block_ahead_and_never_two_at_once(sample: Sample) -> None:
     closing = go_on(body.close())
     off.run()
     result_of(closing)
+
+
+def test_it_is_read_no_faster_than_it_may_go(sample: Sample) -> None:
+    """At 1 MB/s a body of several megabytes takes its seconds, smoothly, and arrives whole."""
+    pace = Bandwidth(Schedule.parse("1 MB/s"), sample.clock).of(None)
+    body = sample.body(pace=pace)
+    result_of(go_on(body.open()))
+    sink = Sink(body)
+    done = body.startProducing(sink)
+    went = [len(sink.data)]
+    while not done.called:
+        sample.clock.advance(0.1)
+        went.append(sum(map(len, sink.pieces)))
+    result_of(done)
+    assert sink.data == sample.data
+    assert went[0] <= 500_000
+    seconds = len(went) / 10
+    assert abs(len(sample.data) / 1e6 - seconds) < 0.05 * seconds + 0.5
+    steps = [after - before for before, after in itertools.pairwise(went)]
+    assert max(steps) <= 2e5
+    result_of(go_on(body.close()))
+
+
+def test_a_body_that_is_stopped_while_it_waits_for_its_turn_ends(sample: Sample) -> None:
+    pace = Bandwidth(Schedule.parse("1 MB/s"), sample.clock).of(None)
+    body = sample.body(pace=pace)
+    result_of(go_on(body.open()))
+    sink = Sink(body)
+    pending(body.startProducing(sink))
+    before = sink.data
+    body.stopProducing()
+    sample.clock.advance(10)
+    assert sink.data == before
+    result_of(go_on(body.close()))
+    assert open_files(sample.path) == 0
 
 
 def test_a_file_that_is_another_one_is_not_opened(sample: Sample) -> None:

@@ -52,6 +52,7 @@ class ForwardedCase(SiteCase):
         service: Any = SimpleNamespace(
             audit=Audit(None, sync, Clock()),
             ready=True,
+            reactor=self.clock,
             links=Links(f"https://{PUBLIC}/behind/a/path"),
             settings=Settings(trusted_proxies=self.trusted),
             peers=Peers(InMemory(), sync),

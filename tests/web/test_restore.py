@@ -14,6 +14,7 @@ from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 
+from backupd.bandwidth import Bandwidth, Schedule
 from backupd.errors import StorageFailed
 from backupd.requests import Backup
 from backupd.trust.audit import Audit
@@ -69,6 +70,7 @@ class File:
 
 class RestoreCase(SiteCase):
     kind = File
+    limit = "unlimited"
 
     def setUp(self) -> None:
         super().setUp()
@@ -81,6 +83,7 @@ class RestoreCase(SiteCase):
             off=self.off,
             storage=self.file,
             ledger=SimpleNamespace(backup=self.backup),
+            bandwidth_out=Bandwidth(Schedule.parse(self.limit), self.clock),
         )
         api = Api(service)
         restore.routes(api)

@@ -75,7 +75,7 @@ class Line:
         return Window(length, self.fd, data)
 
     def send(self, start: int, length: int, *, cached: bool = True) -> Deferred[int]:
-        def moved() -> None:
+        def moved(count: int) -> None:
             self.moves += 1
 
         return send_window(self.transport, self.window(start, length, cached=cached), start, moved)

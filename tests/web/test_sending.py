@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import socket
 from dataclasses import replace
 from typing import Any
@@ -20,6 +21,7 @@ from zope.interface import implementer
 from backupd.errors import StorageFailed
 from backupd.interfaces import IWindowed, Window
 from backupd.requests import Backup
+from backupd.web.patience import Patience
 from backupd.web.sending import AHEAD, ROOM, SMALLEST_ROOM, Sender
 from tests.web.test_restore import BACKUP, GET, File, RestoreCase
 from tests.web.test_sendfile import Reactor
@@ -53,7 +55,7 @@ class Windowed(File):
         self.lent -= 1
 
 
-class WindowCase(RestoreCase):
+class WindowFixture(RestoreCase):
     """The connection is a real one, of which the test is the client and the reactor."""
 
     kind = Windowed
@@ -102,7 +104,9 @@ class WindowCase(RestoreCase):
         assert head.startswith(b"HTTP/1.1 200 ")
         return body
 
-    # -- rules ------------------------------------------------------------------------------------
+
+class WindowCase(WindowFixture):
+    """Windows, over a real connection that the test turns by hand."""
 
     def test_two_answers_on_one_connection(self) -> None:
         self.send(GET % b"" + GET % b"")
@@ -196,3 +200,63 @@ def test_many_answers_have_little_room_each() -> None:
     assert rooms[0] == ROOM
     assert rooms[-1] == SMALLEST_ROOM
     assert sum(rooms) <= 64 * SMALLEST_ROOM + 3 * ROOM * 2
+
+
+class LeastCase(WindowFixture):
+    """A client that takes a few bytes now and then takes nothing."""
+
+    patience = Patience(min_rate=1024)
+
+    def test_a_client_that_takes_less_than_the_least_is_cut(self) -> None:
+        self.line.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
+        self.send(GET % b"")
+        self.line.doWrite()
+        sent = self.line.socket
+
+        class Trickle:
+            """Takes a hundred bytes at a time, however it is sent."""
+
+            def fileno(self) -> int:
+                return int(sent.fileno())
+
+            def send(self, data: Any) -> int:
+                return min(100, len(data))
+
+        self.line.socket = Trickle()
+        for _ in range(5):
+            assert self.reactor.later == []
+            self.clock.advance(14)
+            self.line.doWrite()
+        self.line.socket = sent
+        ((lose, reason),) = self.reactor.later
+        lose(reason)
+        assert (self.file.closed, self.file.lent) == (1, 0)
+
+
+class PacedCase(WindowFixture):
+    """Windows leave no faster than they may."""
+
+    limit = "1 MB/s"
+
+    def test_a_restore_is_exact_and_smooth(self) -> None:
+        self.send(GET % b"")
+        went: list[int] = []
+        for _ in range(40):
+            self.clock.advance(0.1)
+            self.turns()
+            went.append(len(self.got))
+        assert went[0] <= 600_000
+        assert abs((went[-1] - went[9]) / 3e6 - 1) < 0.05
+        assert max(after - before for before, after in itertools.pairwise(went)) < 3e5
+        while len(self.body()) < WHOLE:
+            self.clock.advance(0.1)
+            self.turns()
+        assert self.body() == b"v" * WHOLE
+        assert (self.file.closed, self.file.lent) == (1, 0)
+
+    def test_a_client_that_leaves_while_it_waits_leaves_nothing_open(self) -> None:
+        self.send(GET % b"")
+        self.turns()
+        self.lose()
+        self.clock.advance(1)
+        assert (self.file.closed, self.file.lent) == (1, 0)
