@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -82,6 +83,30 @@ def _retaining(command: Any) -> Any:
     for option in _RETENTION:
         command = option(command)
     return command
+
+
+_LIMITS: dict[str, tuple[str, Callable[[str], Any]]] = {
+    "max-pending": ("maxPending", int),
+    "max-uploads": ("maxUploads", int),
+    "max-size": ("maxSize", lambda text: parse_size(text, "max-size")),
+    "requests-per-second": ("requestsPerSecond", float),
+    "bandwidth-in": ("bandwidthIn", str),
+    "bandwidth-out": ("bandwidthOut", str),
+}
+
+
+def _limits(_: click.Context, __: click.Parameter, said: tuple[str, ...]) -> dict[str, Any]:
+    limits: dict[str, Any] = {}
+    for text in said:
+        name, value = (one.strip() for one in text.partition("=")[::2])
+        if name not in _LIMITS or not value:
+            raise click.BadParameter(f"takes NAME=VALUE, with a name of {', '.join(_LIMITS)}")
+        member, read = _LIMITS[name]
+        try:
+            limits[member] = None if value == "none" else read(value)
+        except ValueError as error:
+            raise click.BadParameter(f"{name} is no {value!r}") from error
+    return limits
 
 
 def _granting(command: Any) -> Any:
@@ -308,6 +333,14 @@ def _kept(retention: Any) -> str:
 @_granting
 @_retaining
 @click.option("--origin", "origins", multiple=True, help="Where it is called back, as a URL.")
+@click.option(
+    "--limit",
+    "limits",
+    multiple=True,
+    callback=_limits,
+    metavar="NAME=VALUE",
+    help=f"Such as bandwidth-in='20 Mbit/s'; none lifts it. Names: {', '.join(_LIMITS)}.",
+)
 @as_json
 @click.pass_obj
 def set_(
@@ -320,10 +353,13 @@ def set_(
     keep_last: int | str | None,
     keep_for: float | str | None,
     minimum_keep: float | str | None,
+    limits: dict[str, Any],
     as_json: bool,
 ) -> None:
     """Change what a peer may do and have; what is not said stays."""
     body = _granted(may, quota, networks)
+    if limits:
+        body["limits"] = body.get("limits", {}) | limits
     told = {"keepLast": keep_last, "keepFor": keep_for, "minimumKeep": minimum_keep}
     if kept := {name: one for name, one in told.items() if one is not None}:
         body["retention"] = {name: None if one == "none" else one for name, one in kept.items()}
