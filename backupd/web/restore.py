@@ -20,6 +20,7 @@ from backupd.interfaces import IStored
 from backupd.requests import Backup
 from backupd.service import BackupService
 from backupd.waiting import shielded
+from backupd.web.at_once import AtOnce
 from backupd.web.digest_fields import sha256_field, wants_sha256
 from backupd.web.endpoint import Api, Who, refusal, write
 from backupd.web.sending import READ, Part, Sender, Valve
@@ -41,6 +42,7 @@ MAX_NAME = 200
 def routes(api: Api) -> None:
     """Register the endpoint; HEAD comes with GET."""
     service = api.service
+    places = AtOnce()
     sender = Sender(service.off)
 
     async def content(request: StreamingRequest, backup_id: str) -> bytes:
@@ -60,6 +62,10 @@ def routes(api: Api) -> None:
         return await shielded(give(request, backup, valve))
 
     async def give(request: StreamingRequest, backup: Backup, valve: Valve) -> bytes:
+        with places.place(request.caller.name):
+            return await in_its_place(request, backup, valve)
+
+    async def in_its_place(request: StreamingRequest, backup: Backup, valve: Valve) -> bytes:
         stored = await service.off(service.storage.open, backup)
         try:
             valve.check()
