@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
-from sqlalchemy import Connection, RowMapping, delete, func, insert, select, text, update
+from sqlalchemy import Connection, Row, Select, delete, exists, func, insert, select, text, update
 
-from backupd.errors import NoSuchBackup
 from backupd.interfaces import Retention
 from backupd.ledger import repair_table, rows
 from backupd.ledger.backup_table import backup
@@ -15,7 +15,8 @@ from backupd.requests import Backup, trashed, video_key
 
 __all__ = ["change_backup", "has_version", "latest_seen", "outdated", "retire", "see", "trash_due"]
 
-_b = backups.c
+_newer = backups.alias("newer")
+_b, _n = backups.c, _newer.c
 _GOOD = text("problem IS NULL AND deleted_at IS NULL")
 _IN_TRASH = text("deleted_at IS NOT NULL")
 _LATEST = "latest"
@@ -49,38 +50,48 @@ def outdated(
     after: int,
     limit: int,
 ) -> tuple[list[Backup], int | None]:
-    query = select(backups).where(_b.seq > after).order_by(_b.seq).limit(limit)
-    page = [row._mapping for row in connection.execute(query)]
-    found = [
-        rows.backup_value(row) for row in page if _falls_out(connection, row, rule(row.peer), now)
-    ]
-    return found, page[-1]["seq"] if len(page) == limit else None
+    query = select(_b.seq, _b.peer).where(_b.seq > after).order_by(_b.seq).limit(limit)
+    page = connection.execute(query).all()
+    if not page:
+        return [], None
+    last = page[-1].seq
+    peers: dict[Retention, set[str]] = {}
+    for name in {row.peer for row in page}:
+        peers.setdefault(rule(name), set()).add(name)
+    found: list[Row[Any]] = []
+    for one, names in peers.items():
+        mine = select(backups).where(_b.seq > after, _b.seq <= last, _b.peer.in_(sorted(names)))
+        found += connection.execute(_falling_out(mine, one, now)) if one.ends else ()
+    found.sort(key=lambda row: int(row.seq))
+    return [rows.backup_value(row._mapping) for row in found], last if len(page) == limit else None
 
 
-def _falls_out(connection: Connection, row: RowMapping, rule: Retention, now: float) -> bool:
-    if not rule.ends or row["deleted_at"] is not None or now < row["stored_at"] + rule.age:
-        return False
-    if row["locked_until"] is not None and now < row["locked_until"]:
-        return False
-    at = row["stored_at"]
+def _falling_out(query: Select[Any], rule: Retention, now: float) -> Select[Any]:
+    """Those of ``query`` that fall out of ``rule``: as many good ones as it says are newer."""
     newer = (
-        select(_b.seq)
-        .where(_b.peer == row["peer"], _b.video == row["video"], _GOOD, _b.stored_at >= at)
-        .where((_b.stored_at > at) | (_b.seq > row["seq"]))
-        .limit(rule.after)
+        select(_n.seq)
+        .where(_n.peer == _b.peer, _n.video == _b.video, _n.stored_at >= _b.stored_at)
+        .where((_n.stored_at > _b.stored_at) | (_n.seq > _b.seq))
+        .where(_n.problem.is_(None), _n.deleted_at.is_(None))
+        .correlate(backups)
+        .limit(1)
+        .offset(rule.after - 1)
     )
-    return len(connection.execute(newer).all()) == rule.after
+    return query.where(
+        _b.deleted_at.is_(None),
+        _b.stored_at <= now - rule.age,
+        _b.locked_until.is_(None) | (_b.locked_until <= now),
+        exists(newer),
+    )
 
 
 def retire(
     connection: Connection, backup_id: str, rule: Retention, by: str, at: float, now: float
 ) -> Backup | None:
-    row = connection.execute(select(backups).where(_b.backup_id == backup_id)).one_or_none()
-    if row is None:
-        raise NoSuchBackup(f"There is no backup {backup_id}.")
-    if not _falls_out(connection, row._mapping, rule, now):
+    old = backup(connection, backup_id)
+    this = select(backups).where(_b.backup_id == backup_id)
+    if not rule.ends or connection.execute(_falling_out(this, rule, now)).first() is None:
         return None
-    old = rows.backup_value(row._mapping)
     return _put(connection, old, trashed(old, by=by, at=at, now=now))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twisted.internet.interfaces import IReactorTime
 
-from backupd.errors import CallForbidden, PeerFailed
+from backupd.errors import CallForbidden
 from backupd.peer.addresses import LOOPBACK, Reach
 from backupd.peer.answers import Answer
 from backupd.peer.client import PeerClient
@@ -74,15 +74,18 @@ class Offers:
 
     async def __call__(self, ask: Ask, body: bytes) -> Answer:
         """Raises `PeerFailed`, also when the peer is out, or has no such origin any more."""
+        try:
+            return await self._offer(ask, body)
+        except CallForbidden as error:
+            self._note("call-refused", peer=ask.peer, what=ask.origin, why=str(error))
+            raise
+
+    async def _offer(self, ask: Ask, body: bytes) -> Answer:
         peer = self._peers.find(ask.peer)
         headers: dict[str, str] = {}
         if peer is not None:
             if peer.state != "active" or origin_of(ask.callback) not in peer.origins:
-                raise PeerFailed(f"{ask.origin} is no origin of peer {peer.name} any more.")
+                raise CallForbidden(f"{ask.origin} is no origin of peer {peer.name} any more.")
             message_id = f"msg_{ask.request_id}"
             headers = signed(peer.signs, message_id, self._timestamp(ask.request_id), body)
-        try:
-            return await self._client.offer(ask.callback, body, headers)
-        except CallForbidden as error:
-            self._note("call-refused", peer=ask.peer, what=ask.origin, why=str(error))
-            raise
+        return await self._client.offer(ask.callback, body, headers)

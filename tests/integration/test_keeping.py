@@ -63,3 +63,27 @@ def test_deleted_locked_and_brought_back(tmp_path: Path) -> None:
         shown = daemon.ctl("audit", "--limit", "3").out.splitlines()
         assert len(shown) == 3
         assert f"removed operator 127.0.0.1 {one}" in shown[-1]
+
+
+def test_how_long_a_peers_versions_are_kept(tmp_path: Path) -> None:
+    """Said in words, kept in its record; what is not said stays."""
+    with Daemon(tmp_path) as daemon:
+        assert daemon.ctl("peer", "add", "b", "--may", "send").code == 0
+
+        def retention(*words: str) -> dict[str, object]:
+            done = daemon.ctl("peer", "set", "b", *words, "--json")
+            assert done.code == 0, done.err
+            told: dict[str, object] = done.json["retention"]
+            return told
+
+        day = 86400
+        said = retention("--keep-last", "3", "--keep-for", "90d", "--minimum-keep", "30 d")
+        assert said == {"keepLast": 3, "keepFor": 90 * day, "minimumKeep": 30 * day}
+        said = retention("--keep-last", "all", "--keep-for", "none")
+        assert said == {"keepLast": 0, "keepFor": None, "minimumKeep": 30 * day}
+        daemon.kill()
+        daemon.start()
+        assert daemon.ctl("peer", "show", "b", "--json").json["retention"] == said
+        assert "all versions, none shorter than 30 days" in daemon.ctl("peer", "show", "b").out
+        for words in (("--keep-last", "-1"), ("--keep-last", "few"), ("--keep-for", "long")):
+            assert daemon.ctl("peer", "set", "b", *words).code == 2

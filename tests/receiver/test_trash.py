@@ -327,6 +327,20 @@ class LockTests(TrashCase):
         self.sweep()
         assert not self.path(backup).exists()
 
+    def test_a_clock_that_is_behind_makes_nothing_older(self) -> None:
+        """A server that wakes up in 1970 and is then told the time: what was stored or deleted
+        meanwhile is as young as it is.
+        """
+        steady = Clock()
+        self.world = self.make("behind", steady=steady.seconds)
+        self.world.rules = Rules(Retention(minimum_keep=DAY))
+        self.clock.rightNow = 0.0
+        backup, deleted = self.keep(), self.delete(self.keep())
+        self.clock.rightNow = START
+        self.raises(Forbidden, self.world.trash.delete(backup.backup_id, by="b", operator=False))
+        self.sweep()
+        assert self.path(deleted).exists()
+
 
 class RetentionTests(TrashCase):
     def test_old_versions_go_into_the_trash(self) -> None:

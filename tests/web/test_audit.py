@@ -53,6 +53,27 @@ class AuditTests(ClosedCase):
         assert self.room("b", 2, **{link: "https://c.example/x"}).status == 403
         assert "c.example" in self.one("refused", peer="b")["why"]
 
+    def test_a_call_to_where_nobody_may_be_called(self) -> None:
+        """By the guard where connections are made; each try of a minute is not a line."""
+        origin = "https://10.0.0.1"
+        self.put("b", Right.SEND, origins=(origin,))
+        link = "linkForServerAtoNoticeServerBWhenServerAIsReady"
+        assert self.room("b", 2, **{link: f"{origin}/ready"}).status == 200
+        self.reactor.pump([5.0] * 10)
+        assert "networks" in self.one("call-refused", peer="b", what=origin)["why"]
+        assert self.reactor.tcpClients == self.reactor.sslClients == []
+
+    def test_a_notice_that_nobody_has_signed(self) -> None:
+        notice = {
+            "videoId": 2,
+            "linkForServerBtoSendBackupToSeverA": "https://b.example/x",
+            "linkForServerBtoCompleteBackupToSeverA": "https://b.example/y",
+        }
+        path = "/api/v1/backup/serverAisReadyForBackup"
+        assert self.ask("POST", f"{path}/guessed-by-somebody", notice).status == 404
+        assert self.ask("POST", path, notice).status == 401
+        self.one("refused", peer="stranger", what=f"POST {path}")
+
     def test_peers(self) -> None:
         """Each change of who is trusted, by whom, from where."""
         limits = {"rights": ["send"], "networks": ["loopback"]}
@@ -107,6 +128,12 @@ class AuditTests(ClosedCase):
         capability = self.capability(request)
         self.ask("POST", f"/api/v1/backup/receive-backup/{capability}", {"videoId": 3}, "c")
         self.ask("GET", "/api/v1/peers", token="guessed-token-of-somebody")
+        for place in ("receive", "complete"):
+            link = f"/api/v1/backup/{place}-backup/{capability}"
+            said = self.ask("POST", link, {}, None, {"Origin": "https://evil.example"})
+            assert said.status == 403
+            self.reactor.advance(60)
+        assert len(self.written("refused")) == 3
         self.service.audit.tick()
         text = str(self.server.events.written)
         for secret in ("secret-of-a-", "whsec_", CONTROL, "guessed-token", capability):
