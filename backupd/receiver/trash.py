@@ -252,7 +252,8 @@ class Trash:
                 if gone is None:
                     return
                 await self._describe(gone)
-        except LedgerFailed as error:
+        except BackupdError as error:
+            # Deleted meanwhile, or a ledger that fails: the next walk comes by again.
             self._log.error("retention: {why}", why=str(error))
             return
         self._log.info(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from twisted.internet.task import Clock
+from twisted.logger import capturedLogs
 
 from backupd.errors import Forbidden, Invalid, LedgerFailed, Locked, NoRoom, NoSuchBackup
 from backupd.interfaces import IFileSystem, Retention
@@ -320,8 +321,12 @@ class LockTests(TrashCase):
         self.world = self.make("jump", steady=steady.seconds)
         backup = self.delete(self.keep())
         self.clock.advance(3650 * DAY)
-        self.sweep()
+        with capturedLogs() as logs:
+            self.sweep()
+            self.sweep()
         assert self.path(backup).exists()
+        (warned,) = [one for one in logs if one["log_level"].name == "warn"]
+        assert warned["days"] == 3650
         steady.advance(PERIOD / 2)
         self.clock.advance(PERIOD / 2)
         self.sweep()
@@ -394,6 +399,21 @@ class RetentionTests(TrashCase):
         self.keep()
         set_attribute(self, self.world.ledger, "outdated", None)
         self.walk()
+
+    def test_one_that_is_gone_meanwhile_holds_up_no_other(self) -> None:
+        """Between the look and the step somebody may have removed it."""
+        self.world.rules = Rules(Retention(keep_last=1))
+        first, second, _ = self.keep(), self.keep(), self.keep()
+        outdated = self.world.ledger.outdated
+
+        async def late(*arguments: Any, **more: Any) -> Any:
+            found = await outdated(*arguments, **more)
+            await self.world.trash.delete_now(first.backup_id, by="operator")
+            return found
+
+        set_attribute(self, self.world.ledger, "outdated", late)
+        self.walk()
+        assert self.trashed() == [second.backup_id]
 
     def test_a_look_is_a_page(self) -> None:
         """However much is kept: the walk goes on at the next tick, and rests at its end."""
