@@ -566,25 +566,26 @@ def unkept(connection: Connection, limit: int) -> list[Live]:
     return _values(connection, direct.order_by(_r.seq).limit(limit))
 
 
+_due_line = (
+    select(_l.peer, _l.origin, _l.failures, _l.ready_at, _l.last_turn)
+    .where(_l.ready_at <= bindparam("now"))
+    .limit(bindparam("limit"))
+    .offset(literal_column("0"))
+)
+# Prepared, since the queue looks whenever something new waits.
+_answering = Prepared(_due_line.where(text("failures = 0")).order_by(_l.last_turn, _l.ready_at))
+_failing = Prepared(_due_line.where(text("failures > 0")).order_by(_l.ready_at))
+
+
 def due_lines(connection: Connection, now: float, limit: int, heads: int) -> list[Line]:
-    answering = (
-        select(lines)
-        .where(text("failures = 0"), _l.ready_at <= now)
-        .order_by(_l.last_turn, _l.ready_at)
-        .limit(limit)
-    )
-    failing = (
-        select(lines)
-        .where(text("failures > 0"), _l.ready_at <= now)
-        .order_by(_l.ready_at)
-        .limit(limit)
-    )
+    asked = {"now": now, "limit": limit}
+    due = [line for which in (_answering, _failing) for line in which.run(connection, asked)]
     found = []
-    for line in [*connection.execute(answering), *connection.execute(failing)]:
+    for peer, origin, failures, ready_at, last_turn in due:
         first = _values(
             connection,
             select(requests)
-            .where(_PENDING, _r.peer == line.peer, _r.origin == line.origin, _r.due_at <= now)
+            .where(_PENDING, _r.peer == peer, _r.origin == origin, _r.due_at <= now)
             .order_by(_r.due_at, _r.seq)
             .limit(heads),
         )
@@ -592,11 +593,11 @@ def due_lines(connection: Connection, now: float, limit: int, heads: int) -> lis
             continue  # it was served between the two queries
         found.append(
             Line(
-                peer=line.peer,
-                origin=line.origin,
-                failures=line.failures,
-                ready_at=line.ready_at,
-                last_turn=line.last_turn,
+                peer=peer,
+                origin=origin,
+                failures=failures,
+                ready_at=ready_at,
+                last_turn=last_turn,
                 heads=tuple(first),
             )
         )
