@@ -7,6 +7,7 @@ import shutil
 import sys
 import threading
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -151,8 +152,8 @@ def _all(
             "make room, or give another --into."
         )
     outcomes = []
-    with bars.bars:
-        for outcome in work.run(wanted, at_once):
+    with bars.bars, closing(work.run(wanted, at_once)) as coming:
+        for outcome in coming:
             outcomes.append(outcome)
             bars.over(outcome, work.target(outcome.wanted))
     count = Counter(outcome.state for outcome in outcomes)

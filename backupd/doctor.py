@@ -128,7 +128,9 @@ def _files(api: Api, wait: Callable[[Any], None], *, repair: bool) -> Iterator[F
             advice = f"backupctl doctor --repair: {one['remedy']}"
         yield Finding(one["path"], one["repaired"], told, advice)
     if seen["more"]:
-        yield Finding("files", False, f"and {seen['more']} more findings", "mend these first")
+        left = seen["more"] - seen["moreRepaired"]
+        told = f"and {seen['more']} more, {left} of which are not repaired"
+        yield Finding("files", not left, told, "mend these first" if left else "")
     if seen["failure"]:
         yield Finding("files", False, f"were not all looked at: {seen['failure']}", "try again")
     elif not seen["findings"]:

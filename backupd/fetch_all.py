@@ -7,7 +7,7 @@ import hashlib
 import ssl
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,8 +168,11 @@ class AllFetched:
                 needed += size - (min(size, partial.stat().st_size) if partial.exists() else 0)
         return needed
 
-    def run(self, wanted: Iterable[Wanted], at_once: int) -> Iterator[Outcome]:
-        """Each outcome as it is known; at most ``at_once`` files are on their way."""
+    def run(self, wanted: Iterable[Wanted], at_once: int) -> Generator[Outcome]:
+        """Each outcome as it is known; at most ``at_once`` files are on their way.
+
+        Closing it ends those that are, and begins no other.
+        """
         pool = ThreadPoolExecutor(at_once)
         try:
             for done in as_completed([pool.submit(self._get, one) for one in wanted]):

@@ -59,6 +59,7 @@ class Finding:
 class Report:
     """What one inspection found, so far while it is ``running``.
 
+    ``more`` are not among the ``findings``; ``more_repaired`` of these are.
     ``failure`` is why it ended too early.
     """
 
@@ -68,6 +69,7 @@ class Report:
     bytes_read: int = 0
     findings: list[Finding] = field(default_factory=list)
     more: int = 0
+    more_repaired: int = 0
     failure: str | None = None
 
 
@@ -151,6 +153,7 @@ class Inspection:
             report.findings.append(finding)
         else:
             report.more += 1
+            report.more_repaired += finding.repaired
         if finding.repaired:
             self._log.info("{path}: {why} It is repaired.", path=finding.path, why=finding.why)
 

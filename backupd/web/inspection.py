@@ -60,5 +60,6 @@ def _view(report: Report) -> messages.InspectionView:
             for one in report.findings
         ],
         more=report.more,
+        more_repaired=report.more_repaired,
         failure=report.failure if not report.running else None,
     )

@@ -346,7 +346,7 @@ class FindingView(_Message):
 
 
 class InspectionView(_Message):
-    """The last inspection; ``more`` counts what is left out of ``findings``."""
+    """The last inspection; ``more`` counts what is left out of ``findings``, repaired or not."""
 
     repair: bool
     running: bool
@@ -354,6 +354,7 @@ class InspectionView(_Message):
     bytes_read: int
     findings: list[FindingView]
     more: int
+    more_repaired: int
     failure: str | None
 
 

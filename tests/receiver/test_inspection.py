@@ -16,6 +16,7 @@ import pytest
 from twisted.internet.defer import Deferred
 
 from backupd.errors import Busy
+from backupd.receiver import inspection
 from backupd.receiver.inspection import SLACK, Inspection, Report
 from backupd.receiver.recovery import rebuild
 from backupd.requests import Backup, Pending, Storing
@@ -141,6 +142,18 @@ class LedgerTests(InspectionCase):
         assert set(listed) == {kept.backup_id, deleted.backup_id, new.backup_id}
         assert listed[deleted.backup_id].problem is not None
         self.left(deleted.folder)
+
+    def test_more_than_can_be_told(self) -> None:
+        """What is left out is counted, and whether it is repaired."""
+        for video in range(1, 6):
+            self.stored(video)
+        self.world = self.make("file")  # with an empty ledger
+        set_attribute(self, inspection, "MOST", 2)
+        report = self.look()
+        assert (len(report.findings), report.more, report.more_repaired) == (2, 3, 0)
+        report = self.look(repair=True)
+        assert (len(report.findings), report.more, report.more_repaired) == (2, 3, 3)
+        assert self.look().findings == []
 
     def test_not_mounted(self) -> None:
         """Where nothing at all is there, nothing is marked: the volume may not be mounted."""
@@ -442,13 +455,13 @@ class MeanwhileTests(InspectionCase):
             waiting.append(done)
             return done
 
-        inspection = self.inspection(off)
-        first = inspection.begin(repair=False)
+        one = self.inspection(off)
+        first = one.begin(repair=False)
         assert first.running
-        assert inspection.begin(repair=False) is first
+        assert one.begin(repair=False) is first
         with pytest.raises(Busy):
-            inspection.begin(repair=True)
-        stopped = inspection.stop()
+            one.begin(repair=True)
+        stopped = one.stop()
         while waiting:
             waiting.pop(0).callback(None)
         assert stopped.called
