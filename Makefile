@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 COMPILE = $(BIN)/uv pip compile --quiet --no-config --upgrade --universal --python-version 3.11 \
 	--only-binary :all: --generate-hashes --no-header --no-emit-index-url --no-emit-find-links
 
-.PHONY: help venv test simulate torture mutations demo run bench pins clean
+.PHONY: help venv test simulate torture mutations demo run fuzz bench bench-growth pins clean
 .DEFAULT_GOAL := help
 
 help:

@@ -10,6 +10,7 @@ __all__ = [
     "Ambiguous",
     "BackupdError",
     "Busy",
+    "BytesGone",
     "CallForbidden",
     "ChecksumMismatch",
     "DigestMismatch",
@@ -192,6 +193,10 @@ class NoRoom(BackupdError):
 
 class StorageFailed(BackupdError):
     """The volume failed; the upload fell back to its last durable offset."""
+
+
+class BytesGone(StorageFailed):
+    """What should be on the volume is not there: it did not fail, it was taken away."""
 
 
 class LedgerFailed(BackupdError):

@@ -259,7 +259,7 @@ class IStorage(Interface):
         """A new, empty upload; `StorageFailed` when it exists."""
 
     def reopen(upload_id: str) -> IUpload:
-        """An unfinished upload again; `StorageFailed` when its bytes are gone."""
+        """An unfinished upload again; `BytesGone` when it is not there."""
 
     def rename(upload_id: str, new_id: str) -> None:
         """Give an unfinished upload another id, durably; again is harmless.

@@ -12,7 +12,7 @@ from backupd.receiver.intake import Intake
 from backupd.receiver.keeping import Keeper
 from backupd.requests import Live, Offered, Received, Receiving, Storing, expired
 from backupd.settings import Settings
-from backupd.waiting import go_on
+from backupd.waiting import go_on, shielded
 
 __all__ = ["Expiry"]
 
@@ -54,6 +54,7 @@ class Expiry:
         One that fails, or takes long, does not keep the others.
         """
         now = self._clock.seconds()
+        shielded(self._intake.discard_left())
         if (await self._ledger.totals()).live:  # this costs no look into the database
             await self._look(now)
         if now - self._purged_at >= PURGE_EVERY and not self._stopped:

@@ -16,6 +16,7 @@ from backupd.bandwidth import Pace
 from backupd.errors import (
     AlreadyStored,
     NoSuchUpload,
+    StorageFailed,
     UploadHeld,
 )
 from backupd.interfaces import ILedger, IStorage, IUpload, OffThread, Source, Upload
@@ -82,6 +83,7 @@ class Intake:
         self.transfers = Transfers(clock)
         self._digests = Digests()
         self.released = 0
+        self._left: dict[str, None] = {}
 
     # -- what stands ------------------------------------------------------------------------------
 
@@ -405,9 +407,23 @@ class Intake:
         )
 
     async def discard(self, upload_ids: Sequence[str]) -> None:
-        """Free the bytes of uploads that the ledger has forgotten."""
+        """Free the bytes of uploads that the ledger has forgotten; later if the disk fails now."""
         for upload_id in upload_ids:
-            await self._off(self._storage.discard, upload_id)
+            try:
+                await self._off(self._storage.discard, upload_id)
+            except StorageFailed as error:
+                self._left[upload_id] = None
+                self._log.error(
+                    "upload {upload_id} is removed later: {why}",
+                    upload_id=upload_id,
+                    why=str(error),
+                )
+
+    async def discard_left(self) -> None:
+        """Try again what could not be freed; every sweep does."""
+        left, self._left = list(self._left), {}
+        if left:
+            await self.discard(left)
 
     # -- ending -----------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from twisted.logger import Logger
 
 from backupd.errors import (
     AlreadyStored,
+    BytesGone,
     DigestMismatch,
     Incomplete,
     NoRoom,
@@ -159,7 +160,10 @@ class Keeper:
         raise Incomplete(arrived, newest.length if newest else None)
 
     async def _there(self, request: BackupRequest, upload: Upload) -> None:
-        """Raises `Incomplete`, the request back in line, when the bytes are gone from the disk."""
+        """Raises `Incomplete`, the request back in line, when the bytes are gone from the disk.
+
+        A disk that only fails to say is another matter: they stay, and it is tried again.
+        """
 
         def look() -> bool:
             handle = self._storage.reopen(upload.upload_id)
@@ -170,7 +174,7 @@ class Keeper:
 
         try:
             there = await self._off(look)
-        except StorageFailed as error:
+        except BytesGone as error:
             self._log.error("upload {upload_id}: {why}", upload_id=upload.upload_id, why=str(error))
             there = False
         if not there:
@@ -200,8 +204,7 @@ class Keeper:
         await self._ledger.change(
             request_id, lambda r: rejected(back(r), why=why, now=now), drop=drop
         )
-        for upload_id in drop:
-            await self._off(self._storage.discard, upload_id)
+        await self._intake.discard(drop)
 
     async def _as_received(
         self, request: BackupRequest, upload: Upload
@@ -274,7 +277,7 @@ class Keeper:
         )
         for upload in others:
             if upload.upload_id != request.upload_id:
-                await self._off(self._storage.discard, upload.upload_id)
+                await self._intake.discard([upload.upload_id])
         return backup
 
     async def keep_direct(self, request_id: str) -> Backup | None:
@@ -308,7 +311,7 @@ class Keeper:
         await self._ledger.change(request_id, lambda r: abandoned(r, reason=reason, now=now))
         self._log.error("request {request_id} is FAILED: {why}", request_id=request_id, why=reason)
         for upload in uploads:
-            await self._off(self._storage.discard, upload.upload_id)
+            await self._intake.discard([upload.upload_id])
         await self._off(self._storage.remove, request.backup)
 
     # -- what is kept -----------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from typing import Any
 
 from zope.interface import implementer
 
-from backupd.errors import StorageFailed
+from backupd.errors import BytesGone, StorageFailed
 from backupd.interfaces import Damaged, Found, IStorage, IStored, IUpload, IVolume, Part
 from backupd.requests import Backup, VideoId, video_key
 from backupd.storage import names, sidecar
@@ -106,7 +106,7 @@ class DiskStorage:
     def reopen(self, upload_id: str) -> IUpload:
         path = self._incoming(upload_id)
         if self._size(path, f"upload {upload_id}") is None:
-            raise StorageFailed(f"The bytes of the upload {upload_id} are gone.")
+            raise BytesGone(f"The bytes of the upload {upload_id} are gone.")
         with doing(f"open the upload {upload_id}"):
             fd = self._fs.open(path, _CHANGE)
         return DiskUpload(self._fs, fd, f"upload {upload_id}", path)

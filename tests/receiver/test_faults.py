@@ -105,6 +105,34 @@ class FullTests(FaultCase):
         assert logged(self) == []
 
 
+class UncertainTests(FaultCase):
+    def test_a_disk_that_cannot_say(self) -> None:
+        """A disk that fails to say whether the bytes are there has not lost them."""
+        request_id = self.world.offered(size=len(DATA))
+        self.world.send(request_id, DATA)
+        for function in ("lstat", "open", "pread"):
+            self.fs.fault = failing(errno.EIO, function)
+            self.raises(StorageFailed, self.world.keeper.complete(request_id))
+            assert self.world.state(request_id) == "RECEIVED"
+        self.well()
+        assert now(self.world.keeper.complete(request_id)).sha256 == sha256(DATA)
+        self.check_closed()
+
+    def test_what_cannot_be_removed(self) -> None:
+        """Bytes that cannot be removed are no reason for a request to live on; a sweep does it."""
+        request_id = self.world.offered(size=len(DATA))
+        self.world.send(request_id, DATA)
+        self.fs.fault = failing(errno.EIO, "unlink")
+        now(self.world.keeper.give_up(request_id))
+        assert self.world.state(request_id) == "FAILED"
+        assert len(self.world.on_disk()) == 1
+        self.world.sweep()
+        assert len(self.world.on_disk()) == 1
+        self.well()
+        self.world.sweep()
+        assert self.world.on_disk() == {}
+
+
 class BrokenTests(FaultCase):
     def test_last_sync(self) -> None:
         """EIO at the last sync: no answer of success, the offset stays, the rest goes on."""
@@ -192,17 +220,6 @@ class BrokenTests(FaultCase):
             self.well()
             assert (self.world.uploads(), self.world.on_disk()) == ([], {})
             self.check_closed()
-
-    def test_discard(self) -> None:
-        """Bytes that cannot be removed are no reason for a request to live on."""
-        request_id = self.world.offered()
-        self.world.send(request_id, DATA)
-        self.fs.fault = failing(errno.EIO, "unlink")
-        self.raises(StorageFailed, self.world.keeper.give_up(request_id))
-        assert self.world.state(request_id) == "FAILED"
-        self.well()
-        self.world.recover()
-        assert self.world.on_disk() == {}
 
     def test_every_call_fails_once(self) -> None:
         """Whichever call fails, no offset is ahead of the disk, nothing leaks, and it goes on."""

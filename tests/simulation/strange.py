@@ -116,7 +116,9 @@ class Walk:
                 if self._what["twice"]:
                     # Another may have asked for so much under the same name.
                     self._history.watch.allow(stranger.url, asked.video, long)
-                self._refused(await stranger.post(asked, long, chunked=rng.random() < 0.5), step)
+                reply = await stranger.post(asked, long, chunked=rng.random() < 0.5)
+                if not self._what["twice"]:
+                    self._refused(reply, step)
             case "wrong offset":
                 offset = rng.randint(1, len(content) + 5)
                 status, stands = await stranger.standing(asked)
