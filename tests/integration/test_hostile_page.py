@@ -7,7 +7,7 @@ import json
 import pytest
 
 from tests.integration.contract import is_problem
-from tests.integration.daemons import Daemon, call
+from tests.integration.daemons import Daemon, call, wait_until
 from tests.integration.plain import LINK, PlainSender, octets
 
 ASK = "/api/v1/backup/can-accept-backup"
@@ -68,14 +68,16 @@ def test_no_method_by_another_name_gets_by(
 def test_reading_changes_nothing(receiver: Daemon, sender: PlainSender, video: int) -> None:
     """GET and HEAD are what a picture's address can do; they leave everything as it is."""
     send, complete = sender.turn(receiver.url, video, 5)
-    before = standing(receiver)
+    offered = [("OFFERED", 5, 0)]
+    wait_until(lambda: standing(receiver, video) == offered, "our answer to the offer is recorded")
     for link in (send, complete):
         for method in ("GET", "HEAD"):
             call(method, link, None, EVIL)
-    assert standing(receiver) == before
+    assert standing(receiver, video) == offered
 
 
-def standing(receiver: Daemon) -> list[tuple[object, ...]]:
-    """Where every request stands."""
-    told = ("requestId", "state", "reservedBytes", "receivedBytes")
-    return [tuple(one[name] for name in told) for one in receiver.requests()]
+def standing(receiver: Daemon, video: int) -> list[tuple[object, ...]]:
+    """Where the requests for a video stand."""
+    told = ("state", "reservedBytes", "receivedBytes")
+    mine = [one for one in receiver.requests() if one["videoId"] == video]
+    return [tuple(one[name] for name in told) for one in mine]
