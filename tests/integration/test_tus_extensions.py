@@ -42,12 +42,12 @@ def test_when_an_upload_expires_is_told(tus: Tus) -> None:
     the expiration is known at the creation, the Upload-Expires header MUST be included in the
     response to the initial POST request." "MUST be in RFC 7231 datetime format"
 
-    On a link it is known from the first byte on: until then the offer is what may lapse."""
+    On a link it is known from the first byte on, if not before: until its offer is taken there
+    is only that to lapse."""
     created = tus.post(Upload_Length=str(LENGTH))
     url = tus.whole(created.headers["Location"])
     answers = [tus.patch(url, 0, DATA[:5]), tus.patch(url, 5, b""), tus.head(url)]
     if not tus.described:
-        assert "Upload-Expires" not in created.headers
         created = tus.post(DATA[:5], Upload_Length="5")
     for answer in (created, *answers):
         expires = answer.headers["Upload-Expires"]
