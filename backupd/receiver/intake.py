@@ -420,10 +420,14 @@ class Intake:
                 )
 
     async def discard_left(self) -> None:
-        """Try again what could not be freed; every sweep does."""
+        """Try again what could not be freed; every sweep does.
+
+        Not what the ledger knows: its sender has begun it anew, or will.
+        """
         left, self._left = list(self._left), {}
         if left:
-            await self.discard(left)
+            known = {one.upload_id for one in await self._ledger.uploads(None)}
+            await self.discard([upload_id for upload_id in left if upload_id not in known])
 
     # -- ending -----------------------------------------------------------------------------------
 

@@ -132,6 +132,23 @@ class UncertainTests(FaultCase):
         self.world.sweep()
         assert self.world.on_disk() == {}
 
+    def test_what_is_begun_anew(self) -> None:
+        """An upload that could not be begun, nor removed, is not removed once it is begun."""
+        request_id = self.world.offered(size=len(DATA))
+        upload = self.world.create(request_id, len(DATA))
+        self.fs.fault = failing(errno.EIO, "lstat")
+        source = self.world.source(DATA, b"")
+        begun = {"upload_id": upload.upload_id, "offset": 0}
+        self.raises(StorageFailed, self.world.receive(request_id, source, len(DATA), **begun))
+        self.well()
+        source = self.world.source(DATA[:100], UploadCut("lost"))
+        self.raises(UploadCut, self.world.receive(request_id, source, len(DATA), **begun))
+        self.world.sweep()
+        go_on = {"upload_id": upload.upload_id, "offset": 100}
+        outcome = self.world.send(request_id, DATA[100:], **go_on)
+        assert isinstance(outcome, Outcome)
+        assert outcome.sha256 == sha256(DATA)
+
 
 class BrokenTests(FaultCase):
     def test_last_sync(self) -> None:
