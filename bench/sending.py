@@ -80,7 +80,7 @@ class _Sending:
     def clear(self) -> None:
         """Delete what is kept."""
         for backup in _call(self._receiver, "GET", "/api/v1/backups")["backups"]:
-            _call(self._receiver, "DELETE", f"/api/v1/backups/{backup['backupId']}")
+            _call(self._receiver, "DELETE", f"/api/v1/backups/{backup['backupId']}?now=true")
 
 
 def measure(bench: Bench) -> Iterator[Row]:
