@@ -142,9 +142,8 @@ class Judge:
         size: int,
         hasher: Hasher,
         digests: Mapping[str, bytes],
-        drop: tuple[str, ...] = (),
     ) -> BackupRequest:
-        """RECEIVED, if the digest is the one that was announced; forgets the uploads ``drop``.
+        """RECEIVED, if the digest is the one that was announced.
 
         Raises `DigestMismatch`, and the bytes are gone then.
         """
@@ -157,7 +156,7 @@ class Judge:
             said = base64.b64encode(digests["sha-256"]).decode()
             wrong = f"The bytes have SHA-256 {sha256}; the digest sent with them is {said}."
         if wrong:
-            await self._reject(upload, wrong, drop)
+            await self._reject(upload, wrong)
         changed = await self._ledger.change(
             upload.request_id,
             lambda r: received(
@@ -168,7 +167,6 @@ class Judge:
                 expires_at=now + self._settings.upload_expiry,
             ),
             put=replace(upload, length=size, offset=size, sha256=sha256, changed_at=now),
-            drop=drop,
         )
         _log.info(
             "request {request_id} received: {size} bytes, sha256 {sha256}",
@@ -178,10 +176,10 @@ class Judge:
         )
         return changed
 
-    async def _reject(self, upload: Upload, wrong: str, with_it: tuple[str, ...]) -> NoReturn:
+    async def _reject(self, upload: Upload, wrong: str) -> NoReturn:
         """Drop the bytes; with the last try the request has failed, and all its bytes go."""
         now = self._clock.seconds()
-        drop = [upload.upload_id, *with_it]
+        drop = [upload.upload_id]
         others = await self._ledger.uploads(upload.request_id)
         changed = await self._ledger.change(
             upload.request_id, lambda r: rejected(r, why=wrong, now=now), drop=drop
