@@ -7,6 +7,7 @@ import hashlib
 import http.client
 import os
 import random
+import shutil
 import socket
 import struct
 from collections.abc import Iterator
@@ -142,19 +143,25 @@ def big(receiver: Daemon, sender: PlainSender) -> tuple[str, Path]:
 
 
 def set_cached(file: Path, cached: bool) -> None:
-    """Have all of the file in the page cache, or nothing."""
-    with file.open("rb", buffering=0) as opened:
-        if cached:
-            while opened.read(1024 * 1024):
-                pass
-            return
+    """Have all of the file in the page cache, or nothing.
 
-        def drop() -> bool:
+    Pages that once lay in a socket cannot be dropped at will: the kernel gives up its own hold on
+    them only with the next packets of the CPU that sent them. So a cold file is one newly written.
+    """
+    if cached:
+        file.read_bytes()
+        return
+    cold = file.with_name("cold")
+    shutil.copy2(file, cold)
+
+    def drop() -> bool:
+        with cold.open("rb") as opened:
             os.fsync(opened.fileno())
             os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            return cached_bytes(file) == 0
+        return cached_bytes(cold) == 0
 
-        wait_until(drop, "no page is in use any more")
+    wait_until(drop, "no page is in use any more")
+    cold.replace(file)
 
 
 def cached_bytes(file: Path) -> int:
