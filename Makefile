@@ -17,7 +17,9 @@ help:
 	@echo 'make demo     back a real video up from one server to another, and get it back'
 	@echo '              (VIDEO=path takes yours)'
 	@echo 'make test     every check and every test'
-	@echo 'make simulate whole daemons on one clock, SEEDS=n histories of faults; torture: 100000'
+	@echo 'make simulate whole daemons on one clock, SEEDS=n histories of faults'
+	@echo 'make torture  100000 of these, then real daemons, killed and cheated;'
+	@echo '              SEED=n repeats a run, ONLY="kills long" runs some of its sections'
 	@echo 'make mutations does the suite find small faults? puts each of a list into a copy'
 	@echo 'make run      one server in the foreground, on http://localhost:3000'
 	@echo 'make fuzz     100,000 requests that nobody should send; SEED=n repeats a run'
@@ -57,8 +59,12 @@ simulate: venv
 mutations: venv
 	@$(BIN)/python -m tests.simulation.mutate --seeds $(SEEDS)
 
+# Another seed each time, and printed; SEED=n is that one again, ONLY="kills long" some sections.
 torture: venv
+ifndef ONLY
 	@$(BIN)/python -m tests.simulation --seeds 100000
+endif
+	@$(BIN)/python -m tests.torture $(if $(SEED),--seed $(SEED)) $(if $(ONLY),--only $(ONLY))
 
 demo: venv
 	@$(BIN)/python examples/demo.py "$$VIDEO"

@@ -1,0 +1,78 @@
+"""``python -m tests.torture``: real daemons, and everything that may happen to them.
+
+A seed says what happens and when; what comes of it depends on the machine too::
+
+    python -m tests.torture                            every section, with a seed that is printed
+    python -m tests.torture --seed 7 --only kills      one of them, with the chances of that seed
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import random
+import secrets
+import sys
+import time
+import traceback
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["SECTIONS", "Section", "main"]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A module of this package, imported when it is run.
+
+    Its ``run(chance, told, **options)`` raises `AssertionError` with an account of what is wrong,
+    and tells how it goes line by line. ``takes`` names the options that it is given.
+    """
+
+    says: str
+    takes: tuple[str, ...] = ()
+
+    def run(self, name: str, chance: random.Random, options: argparse.Namespace) -> None:
+        def told(line: str) -> None:
+            print(f"{name}: {line}", flush=True)
+
+        module: Any = importlib.import_module(f"{__package__}.{name}")
+        module.run(chance, told, **{option: getattr(options, option) for option in self.takes})
+
+
+SECTIONS: dict[str, Section] = {}
+"""In the order in which they are run, by the name of the module."""
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.torture",
+        epilog="; ".join(f"{name}: {section.says}" for name, section in SECTIONS.items()),
+    )
+    parser.add_argument("--seed", type=int, help="of all chances; another one each time")
+    parser.add_argument(
+        "--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), metavar="SECTION"
+    )
+    parser.add_argument("--kills", type=int, default=1000, help="how many, 1000")
+    parser.add_argument("--minutes", type=float, default=60.0, help="of the long run, 60")
+    options = parser.parse_args(arguments)
+    seed = secrets.randbelow(2**31) if options.seed is None else options.seed
+    print(f"seed {seed}", flush=True)
+    failed = []
+    for name in options.only:
+        began = time.monotonic()
+        try:
+            # A section has the same chances whatever runs beside it.
+            SECTIONS[name].run(name, random.Random(f"{seed} {name}"), options)
+        except Exception:
+            traceback.print_exc()
+            failed.append(name)
+        else:
+            print(f"{name}: well, after {time.monotonic() - began:.0f} s", flush=True)
+    for name in failed:
+        print(f"FAILED {name}; again: python -m tests.torture --seed {seed} --only {name}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
