@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import NoReturn, Protocol
+from typing import NoReturn, Protocol, TypeAlias
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from backupd.errors import BackupdError, ChecksumMismatch, DigestMismatch, StorageFailed, UploadCut
-from backupd.interfaces import ILedger, IStorage, IUpload, OffThread, Upload
+from backupd.errors import BackupdError, BytesGone, ChecksumMismatch, DigestMismatch, UploadCut
+from backupd.interfaces import ILedger, IUpload, OffThread, Upload
 from backupd.receiver.blocks import Hasher
 from backupd.requests import BackupRequest, Failed, received, rejected
 from backupd.settings import Settings
 
-__all__ = ["Check", "Digests", "Judge", "Known", "digest_of"]
+__all__ = ["Check", "Digests", "Discard", "Judge", "Known", "digest_of"]
 
 REREAD = 8 * 1024 * 1024
 """Bytes of a kept prefix that are read again at a time."""
+
+Discard: TypeAlias = Callable[[Sequence[str]], Awaitable[None]]
+"""Frees the bytes of uploads that the ledger has forgotten; later if the disk fails now."""
 
 _log = Logger()
 
@@ -58,7 +61,7 @@ async def digest_of(
 ) -> Known:
     """The digest of what an upload has: remembered, or read again from the disk.
 
-    Raises `StorageFailed` when bytes are gone, `UploadCut` once ``aborted``.
+    Raises `BytesGone` when some are not there any more, `UploadCut` once ``aborted``.
     """
     known = remembered.take(upload.upload_id, upload.offset)
     if known is not None:
@@ -75,7 +78,7 @@ async def digest_of(
             raise UploadCut("The upload was ended before it went on.")
         count = await off(read_on)
         if not count:
-            raise StorageFailed(
+            raise BytesGone(
                 f"Of the {upload.offset} bytes kept of upload {upload.upload_id}, only {at} "
                 "can be read."
             )
@@ -101,14 +104,19 @@ class Check:
         }
         self._expected = expected
         self._kind = kind
+        self.beside: Check | None = None
+        """Another that the same body must pass."""
 
     @property
     def hashers(self) -> list[Hasher]:
         """What is to be fed with the body."""
-        return list(self._hashers.values())
+        others = [] if self.beside is None else self.beside.hashers
+        return [*self._hashers.values(), *others]
 
     def agree(self) -> None:
         """Raises `ChecksumMismatch` or its like; `Invalid` when no checksum has come."""
+        if self.beside is not None:
+            self.beside.agree()
         algorithm, expected = self._expected()
         got = self._hashers[algorithm].digest()
         if expected != got:
@@ -125,14 +133,12 @@ class Judge:
         self,
         *,
         ledger: ILedger,
-        storage: IStorage,
-        off: OffThread,
+        discard: Discard,
         clock: IReactorTime,
         settings: Settings,
     ) -> None:
         self._ledger = ledger
-        self._storage = storage
-        self._off = off
+        self._discard = discard
         self._clock = clock
         self._settings = settings
 
@@ -186,6 +192,5 @@ class Judge:
         )
         if isinstance(changed, Failed):
             drop = [one.upload_id for one in others]
-        for upload_id in drop:
-            await self._off(self._storage.discard, upload_id)
+        await self._discard(drop)
         raise DigestMismatch(wrong)

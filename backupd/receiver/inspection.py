@@ -16,9 +16,10 @@ from twisted.logger import Logger
 
 from backupd.errors import BackupdError, Busy, NoSuchBackup, NoSuchRequest
 from backupd.interfaces import Damaged, Found, ILedger, IStorage, OffThread, Part
+from backupd.receiver.gone import begin_again
 from backupd.receiver.intake import Intake
 from backupd.receiver.keeping import Keeper, Progress
-from backupd.receiver.recovery import begin_again, list_found
+from backupd.receiver.recovery import list_found
 from backupd.requests import Backup, Storing, video_key
 from backupd.waiting import Round
 

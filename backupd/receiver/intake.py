@@ -15,12 +15,16 @@ from twisted.logger import Logger
 from backupd.bandwidth import Pace
 from backupd.errors import (
     AlreadyStored,
+    BackupdError,
+    BytesGone,
     NoSuchUpload,
+    OffsetMismatch,
     StorageFailed,
     UploadHeld,
 )
 from backupd.interfaces import ILedger, IStorage, IUpload, OffThread, Source, Upload
 from backupd.receiver.digests import Check, Digests, digest_of
+from backupd.receiver.gone import begin_again, without
 from backupd.receiver.joining import Joining
 from backupd.receiver.paced import paced
 from backupd.receiver.queue import Queue
@@ -195,7 +199,11 @@ class Intake:
                 # Nobody else waits meanwhile: neither the lock nor the turn is held.
                 source = await self.transfers.begun(source)
                 transfer = await self._begin(request_id, source, length, upload_id, offset, total)
-            return await transfer.run(digests or {}, file_name, content_type, check)
+            try:
+                return await transfer.run(digests or {}, file_name, content_type, check)
+            except BytesGone as error:
+                await self._forget(request_id, transfer.upload_id)
+                raise _begin_anew(upload_id) from error
 
     async def _begin(
         self,
@@ -235,11 +243,11 @@ class Intake:
                         upload, handle = await self._start(request, upload, room, begun)
                     else:
                         await self._to_receiving(request, put=upload)
-                        handle = await self._off(self._storage.reopen, upload.upload_id)
+                        handle = await self._reopen(upload, upload_id)
                 return self.transfers.register(
                     Transfer(
                         ledger=self._ledger,
-                        storage=self._storage,
+                        discard=self.discard,
                         off=self._off,
                         clock=self._clock,
                         settings=self._settings,
@@ -253,6 +261,21 @@ class Intake:
                     ),
                     upload.upload_id,
                 )
+
+    async def _reopen(self, upload: Upload, asked: str | None) -> IUpload:
+        """The file of an upload that goes on; it is forgotten when that is gone."""
+        try:
+            return await self._off(self._storage.reopen, upload.upload_id)
+        except BytesGone as error:
+            await begin_again(self._ledger, upload, self._clock.seconds())
+            raise _begin_anew(asked) from error
+
+    async def _forget(self, request_id: str, upload_id: str) -> None:
+        async with self.locks.hold(request_id):
+            for upload in await self._ledger.uploads(request_id):
+                if upload.upload_id == upload_id:
+                    await begin_again(self._ledger, upload, self._clock.seconds())
+        await self.discard([upload_id])
 
     async def _named(
         self, request_id: str, upload_id: str | None, offset: int | None
@@ -360,6 +383,7 @@ class Intake:
                         Joining(
                             ledger=self._ledger,
                             storage=self._storage,
+                            discard=self.discard,
                             off=self._off,
                             clock=self._clock,
                             settings=self._settings,
@@ -386,7 +410,8 @@ class Intake:
                     transfer.abort()
                     await ended(transfer)
             drop = going(await self._ledger.uploads(request_id), [upload_id])
-            await self._ledger.change(request_id, self._without(drop), drop=drop)
+            step = without(drop, self._clock.seconds(), "The upload was ended by its client.")
+            await self._ledger.change(request_id, step, drop=drop)
             await self.discard(drop)
 
     async def conclude(self, upload: Upload) -> Upload:
@@ -495,3 +520,10 @@ class Intake:
                 self._log.info(
                     "request {request_id}: its turn ran out, back in line", request_id=request_id
                 )
+
+
+def _begin_anew(upload_id: str | None) -> BackupdError:
+    """What is said when bytes that were kept are gone: the upload of that id, or the newest."""
+    if upload_id is None:
+        return OffsetMismatch(0)
+    return NoSuchUpload("The bytes that had arrived are gone from the disk; begin anew.")

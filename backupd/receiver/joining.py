@@ -17,7 +17,7 @@ from twisted.logger import Logger
 
 from backupd.errors import StorageFailed, UploadCut
 from backupd.interfaces import ILedger, IStorage, IUpload, OffThread, Upload
-from backupd.receiver.digests import Digests, Judge, digest_of
+from backupd.receiver.digests import Digests, Discard, Judge, digest_of
 from backupd.receiver.transfer import Outcome
 from backupd.requests import Ask, progressed
 from backupd.settings import Settings
@@ -43,6 +43,7 @@ class Joining:
         *,
         ledger: ILedger,
         storage: IStorage,
+        discard: Discard,
         off: OffThread,
         clock: IReactorTime,
         settings: Settings,
@@ -53,11 +54,12 @@ class Joining:
     ) -> None:
         self._ledger = ledger
         self._storage = storage
+        self._discard = discard
         self._off = off
         self._clock = clock
         self._settings = settings
         self._remembered = remembered
-        self._judge = Judge(ledger=ledger, storage=storage, off=off, clock=clock, settings=settings)
+        self._judge = Judge(ledger=ledger, discard=discard, clock=clock, settings=settings)
         self.ask = ask
         self._final = final
         self._parts = list(parts)
@@ -151,7 +153,7 @@ class Joining:
                     await self._off(source.give_back, end)
         finally:
             await self._off(source.close)
-        await self._off(self._storage.discard, part.upload_id)
+        await self._discard([part.upload_id])
 
 
 def _copy(

@@ -136,6 +136,8 @@ class Keeper:
                 raise Over(f"The backup request has ended: {request.reason}")
             if isinstance(request, Storing):
                 return await self._finish(request)
+            # A connection that died beside the whole one does not keep its sender waiting.
+            await self._intake.transfers.end_silent(self._intake.transfers.of(request_id))
             upload = await self._whole(request, size)
             await self._agree(request, upload, size, sha256)
             await self._there(request, upload)

@@ -11,10 +11,11 @@ from twisted.logger import Logger
 
 from backupd.errors import NoRoom, NoSuchBackup, StorageFailed
 from backupd.interfaces import Damaged, ILedger, IStorage, OffThread, Upload
+from backupd.receiver.gone import begin_again
 from backupd.receiver.keeping import Keeper
-from backupd.requests import Backup, BackupRequest, Pending, Received, Storing, live
+from backupd.requests import Backup, Storing
 
-__all__ = ["Rebuilt", "begin_again", "list_found", "rebuild", "recover"]
+__all__ = ["Rebuilt", "list_found", "rebuild", "recover"]
 
 _log = Logger()
 
@@ -101,34 +102,6 @@ async def _recover_upload(
         if allocated != upload.allocated:
             put = replace(upload, allocated=allocated)
             await ledger.change(upload.request_id, lambda r: r, put=put)
-
-
-async def begin_again(ledger: ILedger, upload: Upload, now: float) -> None:
-    """Forget an upload whose bytes are gone; its request goes on without it."""
-    _log.info(
-        "upload {upload_id} of request {request_id} is gone; it starts again",
-        upload_id=upload.upload_id,
-        request_id=upload.request_id,
-    )
-    step = _without(upload.upload_id, now)
-    await ledger.change(upload.request_id, step, drop=[upload.upload_id])
-
-
-def _without(upload_id: str, now: float) -> Callable[[BackupRequest], BackupRequest]:
-    def step(request: BackupRequest) -> BackupRequest:
-        alive = live(request, "recovered")
-        if not isinstance(alive, Received) or alive.upload_id != upload_id:
-            return alive
-        return Pending(
-            ask=alive.ask,
-            due_at=now,
-            accepted=True,
-            expires_at=alive.expires_at,
-            tries=alive.tries,
-            last_error="The bytes that had arrived are gone from the disk.",
-        )
-
-    return step
 
 
 class Rebuilt:

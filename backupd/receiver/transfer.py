@@ -11,9 +11,9 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from backupd.errors import BackupdError, Invalid, TooLarge, UploadCut
-from backupd.interfaces import ILedger, IStorage, IUpload, OffThread, Source, Upload
+from backupd.interfaces import ILedger, IUpload, OffThread, Source, Upload
 from backupd.receiver.blocks import BlockWriter, Hasher
-from backupd.receiver.digests import Check, Digests, Judge, Known, digest_of
+from backupd.receiver.digests import Check, Digests, Discard, Judge, Known, digest_of
 from backupd.requests import Ask, BackupRequest, progressed
 from backupd.settings import Settings
 
@@ -42,7 +42,7 @@ class Transfer:
         self,
         *,
         ledger: ILedger,
-        storage: IStorage,
+        discard: Discard,
         off: OffThread,
         clock: IReactorTime,
         settings: Settings,
@@ -55,12 +55,12 @@ class Transfer:
         fresh: bool,
     ) -> None:
         self._ledger = ledger
-        self._storage = storage
+        self._discard = discard
         self._off = off
         self._clock = clock
         self._settings = settings
         self._remembered = remembered
-        self._judge = Judge(ledger=ledger, storage=storage, off=off, clock=clock, settings=settings)
+        self._judge = Judge(ledger=ledger, discard=discard, clock=clock, settings=settings)
         self.source = source
         self.ask = ask
         self._upload = upload
@@ -78,6 +78,11 @@ class Transfer:
         """End it, keeping what arrived; `done` tells when."""
         self._aborted = True
         self.source.abort()
+
+    @property
+    def upload_id(self) -> str:
+        """Of what it receives."""
+        return self._upload.upload_id
 
     @property
     def received(self) -> int:
@@ -191,7 +196,7 @@ class Transfer:
             await self._ledger.change(
                 self.ask.request_id, lambda r: r, drop=[self._upload.upload_id]
             )
-            await self._off(self._storage.discard, self._upload.upload_id)
+            await self._discard([self._upload.upload_id])
             raise
         except BaseException as error:
             self.ending = True

@@ -143,8 +143,12 @@ class Transfers:
     async def make_way_if_silent(self, upload_id: str) -> None:
         """Whoever asks where an upload stands may go on with it: end one that is dead."""
         transfer = self.get(upload_id)
-        if transfer is not None and (transfer.ending or transfer.silent_for() >= SILENCE):
-            await self.make_way([transfer])
+        if transfer is not None:
+            await self.end_silent([transfer])
+
+    async def end_silent(self, transfers: Sequence[AnyTransfer]) -> None:
+        """End those that are dead; who is alive stays."""
+        await self.make_way([one for one in transfers if one.ending or one.silent_for() >= SILENCE])
 
     # -- stopping ---------------------------------------------------------------------------------
 

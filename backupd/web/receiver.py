@@ -160,6 +160,10 @@ def _receive(api: Api) -> None:
 
     async def head(request: StreamingRequest, capability: str) -> bytes:
         target = uploadable(await find.by_capability(capability, request.caller))
+        newest = await service.intake.newest(target.ask.request_id)
+        if newest is not None:
+            await shielded(service.intake.transfers.make_way_if_silent(newest.upload_id))
+            target = uploadable(await find.by_capability(capability, request.caller))
         return write(request, Answer(None, 200, await _standing(service, target)))
 
     async def patch(request: StreamingRequest, capability: str) -> bytes:

@@ -466,17 +466,17 @@ async def _take(
 
 
 def body_check(request: StreamingRequest) -> Check | None:
-    """What the body must have: its Upload-Checksum, or else its Content-Digest (RFC 9530, 2).
+    """What the body must have: its Upload-Checksum, and its Content-Digest (RFC 9530, 2).
 
     Raises `Invalid`.
     """
     checksum = check_of(request)
-    if checksum is not None:
-        return checksum
     said = digests(request, "content-digest")
     if "sha-256" not in said:
-        return None
-    return Check(["sha256"], lambda: ("sha256", said["sha-256"]), DigestMismatch)
+        return checksum
+    check = Check(["sha256"], lambda: ("sha256", said["sha-256"]), DigestMismatch)
+    check.beside = checksum
+    return check
 
 
 def _over(request: BackupRequest) -> dict[str, str]:

@@ -88,6 +88,22 @@ def test_a_silent_connection_makes_way_at_once(tus: Tus) -> None:
     assert tus.kept() == DATA
 
 
+def test_the_link_itself_tells_where_a_silent_upload_stands(
+    behind: Daemon, sender: PlainSender, video: int
+) -> None:
+    """HEAD on an offer's link ends its newest upload, if that is dead, and tells all that came."""
+    tus = on_link(behind, sender, video, len(DATA))
+    url = tus.create(len(DATA))
+    with tus.connect() as silent:
+        lines = (KIND, "Upload-Offset: 0", f"Content-Length: {len(DATA)}")
+        silent.sendall(tus.raw("PATCH", url, *lines) + DATA[:5000])
+        wait_until(lambda: tus.offset(tus.url) == 5000, "what had arrived is told", SILENCE + 4)
+        answer = attempt(tus.url, 5000)
+        assert answer is not None
+        assert answer.status == 204
+    assert tus.kept() == DATA
+
+
 def test_a_connection_that_speaks_keeps_its_upload(tus: Tus) -> None:
     """Whoever comes second is told so, and when to ask again."""
     url = tus.create(len(DATA))

@@ -13,6 +13,7 @@ from email.utils import parsedate_to_datetime
 
 import pytest
 
+from tests.integration.contract import digest
 from tests.integration.daemons import Answer, Daemon, answer_on, wait_until
 from tests.integration.plain import PlainSender
 from tests.integration.tus import OFFSET, Tus, checksum, direct, metadata, on_link
@@ -148,6 +149,20 @@ def test_a_chunk_with_a_checksum_that_was_cut_is_discarded(tus: Tus) -> None:
         connection.sendall(tus.raw("PATCH", url, *lines) + DATA[:20])
     assert tus.offset(url) == 0
     assert tus.patch(url, 0, DATA, Upload_Checksum=checksum("sha1", DATA)).status == 204
+    assert tus.kept() == DATA
+
+
+def test_a_checksum_and_a_digest_are_both_checked(tus: Tus) -> None:
+    """Whoever sends two has what it sends looked at twice; a mismatch of either moves nothing."""
+    url = tus.create(LENGTH)
+    right = {"Upload_Checksum": checksum("sha1", DATA), "Content_Digest": digest(DATA)}
+    for wrong, status in (
+        ({"Upload_Checksum": checksum("sha1", b"x")}, 460),
+        ({"Content_Digest": digest(b"x")}, 422),
+    ):
+        assert tus.patch(url, 0, DATA, **(right | wrong)).status == status
+        assert tus.offset(url) == 0
+    assert tus.patch(url, 0, DATA, **right).status == 204
     assert tus.kept() == DATA
 
 

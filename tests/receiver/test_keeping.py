@@ -19,6 +19,7 @@ from backupd.errors import (
 )
 from backupd.interfaces import IFileSystem
 from backupd.receiver.transfer import Outcome
+from backupd.receiver.transfers import SILENCE
 from backupd.requests import MAX_TRIES, Backup, Pending, Received, Stored, Storing
 from backupd.waiting import go_on
 from tests.receiver.world import ManualOff, World, WorldCase, now, sha256
@@ -110,6 +111,18 @@ class CompleteTests(KeepingCase):
         off.release_all()
         assert len({now(one).backup_id for one in done}) == 1
         assert len(self.listed(world)) == 1
+
+    def test_beside_a_dead_connection(self) -> None:
+        """An upload whose connection is dead does not keep a whole one from being stored."""
+        request_id = self.received(size=2 * len(DATA))
+        dead = self.world.source(b"again")
+        lost = self.world.receive(request_id, dead, len(DATA))
+        self.raises(Incomplete, self.world.keeper.complete(request_id))
+        assert not dead.aborted
+        self.clock.advance(SILENCE)
+        assert self.complete(request_id).size == len(DATA)
+        self.raises(UploadCut, lost)
+        self.world.check_accounts()
 
     def test_incomplete(self) -> None:
         """Bytes are missing: how many there are, and nothing is lost."""

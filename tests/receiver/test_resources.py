@@ -264,13 +264,13 @@ class TerminationTests(WorldCase):
         self.world.check_accounts()
 
     def test_a_whole_one(self) -> None:
-        """Without its whole upload a RECEIVED request is RECEIVING again."""
+        """Without its whole upload a RECEIVED request, which holds no turn, is back in line."""
         request_id = self.world.offered(size=len(DATA))
         upload = self.world.create(request_id, len(DATA))
         self.world.send(request_id, DATA, upload_id=upload.upload_id, offset=0)
         assert self.world.state(request_id) == "RECEIVED"
         now(self.world.resources.terminate(upload))
-        assert self.world.state(request_id) == "RECEIVING"
+        assert self.world.state(request_id) == "PENDING"
         self.world.check_accounts()
 
     def test_a_part(self) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import os
+from pathlib import Path
 from typing import Any
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backupd.errors import (
+    NoSuchUpload,
     NotYourTurn,
     OffsetMismatch,
     TooLarge,
@@ -203,8 +205,9 @@ class ResumeTests(WorldCase):
         with open(path, "r+b") as file:
             file.truncate(HALF - 1)
         source = self.world.source(DATA[HALF:], b"")
-        with pytest.raises(Exception, match="can be read"):
-            now(self.world.receive(request_id, source, HALF, offset=HALF))
+        work = self.world.receive(request_id, source, HALF, offset=HALF)
+        assert self.raises(OffsetMismatch, work).offset == 0
+        assert self.world.uploads() == []
         assert isinstance(self.world.send(request_id, DATA), Outcome)
 
     @settings(deadline=None, max_examples=40)
@@ -234,6 +237,57 @@ class ResumeTests(WorldCase):
             world.check_accounts()
         finally:
             place.close()
+
+
+class GoneTests(WorldCase):
+    """Bytes that somebody took away while we ran: the upload begins anew, and nobody is stuck."""
+
+    def cut(self, world: World) -> tuple[str, Upload]:
+        request_id = world.offered(size=len(DATA))
+        upload = world.create(request_id, len(DATA))
+        source = world.source(DATA[:HALF], UploadCut("lost"))
+        work = world.receive(request_id, source, HALF, upload_id=upload.upload_id, offset=0)
+        self.raises(UploadCut, work)
+        return request_id, upload
+
+    def test_the_file(self) -> None:
+        """A resource whose file is gone is no more; a new one is as good."""
+        request_id, upload = self.cut(self.world)
+        self.world.storage.discard(upload.upload_id)
+        source, named = self.world.source(), upload.upload_id
+        error = self.raises(
+            NoSuchUpload,
+            self.world.receive(request_id, source, HALF, upload_id=named, offset=HALF),
+        )
+        assert "begin anew" in str(error)
+        assert self.world.uploads() == []
+        self.world.check_accounts()
+        again = self.world.create(request_id, len(DATA))
+        sent = self.world.send(request_id, DATA, upload_id=again.upload_id, offset=0)
+        assert isinstance(sent, Outcome)
+
+    def test_the_newest(self) -> None:
+        """On the link itself the upload then stands at 0."""
+        request_id, upload = self.cut(self.world)
+        self.world.storage.discard(upload.upload_id)
+        work = self.world.receive(request_id, self.world.source(), HALF, offset=HALF)
+        assert self.raises(OffsetMismatch, work).offset == 0
+        assert self.world.uploads() == []
+
+    def test_the_end_of_it(self) -> None:
+        """A kept prefix that has become shorter is found out as soon as it is read again."""
+        world = self.make("file", ledger_url=f"sqlite:///{self.folder}/ledger")
+        request_id, upload = self.cut(world)
+        now(world.ledger.close())
+        world = world.restart()
+        [file] = Path(world.root).rglob(f"{upload.upload_id}*")
+        os.truncate(file, HALF - 1)
+        work = world.receive(
+            request_id, world.source(), HALF, upload_id=upload.upload_id, offset=HALF
+        )
+        self.raises(NoSuchUpload, work)
+        assert (world.uploads(), world.on_disk()) == ([], {})
+        world.check_accounts()
 
 
 class SuccessorTests(WorldCase):
