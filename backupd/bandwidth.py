@@ -219,8 +219,8 @@ class Pace:
 class Bandwidth:
     """The limits of one direction: of all together, and of each peer that has one of its own.
 
-    ``own`` is what a peer's record says. What is said later holds for transfers that begin later,
-    or that have a limit already.
+    ``own`` is what a peer's record says, ``wall`` what the times of day go by. What is said later
+    holds for transfers that begin later, or that have a limit already.
     """
 
     def __init__(
@@ -228,7 +228,9 @@ class Bandwidth:
         together: Schedule,
         clock: IReactorTime,
         own: Callable[[str], str | None] = lambda peer: None,
+        wall: Callable[[], float] | None = None,
     ) -> None:
+        self._wall: Callable[[], float] = wall or clock.seconds
         self._clock = clock
         self._own = own
         self._together = self._bucket(lambda: together) if together.limits else None
@@ -247,6 +249,6 @@ class Bandwidth:
 
     def _bucket(self, schedule: Callable[[], Schedule]) -> Bucket:
         def rate() -> float | None:
-            return schedule().rate(time.localtime(self._clock.seconds()))
+            return schedule().rate(time.localtime(self._wall()))
 
         return Bucket(self._clock, rate)

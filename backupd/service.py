@@ -20,6 +20,7 @@ from backupd.errors import BackupdError
 from backupd.interfaces import Allowance, ILedger, IStorage, OffThread, Retention
 from backupd.links import Links
 from backupd.own_folder import OwnFolder
+from backupd.own_time import WallClock
 from backupd.peer.origins import origin_of
 from backupd.peer.pairing import Pairing
 from backupd.receiver.admission import Admission
@@ -116,6 +117,8 @@ class BackupService(Service):
         exit: Callable[[int], object] = lambda status: None,  # noqa: A002
         log_observer: ILogObserver | None = None,
         steady: Callable[[], float] | None = None,
+        wall: Callable[[], float] | None = None,
+        begin_time: Callable[[float | None], None] = lambda latest: None,
         audit: Audit | None = None,
     ) -> None:
         self.settings = settings
@@ -127,8 +130,10 @@ class BackupService(Service):
         self.peers = peers or Peers(InMemory(), off)
         self.links = Links(base_of(settings, None))
         self.new_id = chance.new_id
+        self.wall: Callable[[], float] = wall or reactor.seconds
         self.audit = audit or Audit(None, off, reactor)
         self._threads = threads
+        self._begin_time = begin_time
         self._on_hangup = on_hangup
         self._tell_init = tell_init
         self._exit = exit
@@ -148,10 +153,13 @@ class BackupService(Service):
             allowance=self._allowance,
         )
         self.bandwidth_in = Bandwidth(
-            settings.bandwidth_in, reactor, lambda name: self._limits(name).bandwidth_in
+            settings.bandwidth_in, reactor, lambda name: self._limits(name).bandwidth_in, self.wall
         )
         self.bandwidth_out = Bandwidth(
-            settings.bandwidth_out, reactor, lambda name: self._limits(name).bandwidth_out
+            settings.bandwidth_out,
+            reactor,
+            lambda name: self._limits(name).bandwidth_out,
+            self.wall,
         )
         self.intake = Intake(
             ledger=ledger,
@@ -174,7 +182,7 @@ class BackupService(Service):
             end=lambda request_id, step: go_on(self.intake.end(request_id, step)),
             nudge=self.nudge,
         )
-        self.time = SeenTime(reactor, steady or reactor.seconds)
+        self.time = SeenTime(WallClock(self.wall), steady or reactor.seconds)
         self.keeper = Keeper(
             ledger=ledger,
             storage=storage,
@@ -366,7 +374,9 @@ class BackupService(Service):
 
     async def _start(self) -> None:
         self.ledger.watch(self._live.observe)
-        self.time.begin(await self.ledger.latest_seen())
+        latest = await self.ledger.latest_seen()
+        self._begin_time(latest)
+        self.time.begin(latest)
         await recover(
             ledger=self.ledger,
             storage=self.storage,

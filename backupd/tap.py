@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from twisted.application.service import IService
 from twisted.logger import ILogObserver, jsonFileLogObserver
@@ -24,6 +24,7 @@ from backupd.interfaces import ILedger, IVolume, OffThread
 from backupd.ledger.sql import SqlLedger
 from backupd.links import Links
 from backupd.own_folder import OwnFolder
+from backupd.own_time import OwnTime, WallClock
 from backupd.peer.backoff import backoff
 from backupd.peer.client import make_client
 from backupd.peer.pairing import Pairing
@@ -107,12 +108,15 @@ def join(
     exit: Callable[[int], object] = lambda status: None,  # noqa: A002
     log_observer: ILogObserver | None = None,
     steady: Callable[[], float] | None = None,
+    wall: Callable[[], float] | None = None,
+    begin_time: Callable[[float | None], None] = lambda latest: None,
     audit: Audit | None = None,
 ) -> BackupService:
     """A daemon out of its parts: clock and network (``reactor``), disk, threads and chance.
 
     Production hands in the real ones, the simulation its own; nothing else differs.
     """
+    wall = wall or reactor.seconds
     audit = audit or Audit(None, off, reactor)
     peers = Peers(peer_records or InMemory(), off, always=settings.access == "peers")
     shown = settings.client_certificate
@@ -133,6 +137,7 @@ def join(
             new_capability=chance.new_capability,
             nudge=nudge,
             fs=fs,
+            wall=wall,
         )
 
     service = BackupService(
@@ -142,7 +147,7 @@ def join(
         ledger=ledger,
         storage=DiskStorage(settings.root, fs=fs),
         off=off,
-        offer=Offers(callbacks, peers, reactor, audit.often),
+        offer=Offers(callbacks, peers, WallClock(wall), audit.often),
         outbox=outbox,
         chance=chance,
         peers=peers,
@@ -152,6 +157,8 @@ def join(
         exit=exit,
         log_observer=log_observer,
         steady=steady,
+        wall=wall,
+        begin_time=begin_time,
         audit=audit,
     )
     service.pairing = Pairing(
@@ -170,6 +177,8 @@ def build(settings: Settings) -> BackupService:
     """A daemon with these settings; nothing is opened or started yet."""
     from twisted.internet import reactor
 
+    own_time, clock = OwnTime(time.time, _steady), cast(Any, reactor)
+    clock.seconds = own_time
     raise_limit()
     room = room_for_connections(settings.max_connections)
     settings = replace(settings, max_connections=room)
@@ -194,11 +203,19 @@ def build(settings: Settings) -> BackupService:
         tell_init=tell_init,
         exit=os._exit,
         log_observer=_log_observer(settings),
-        steady=time.monotonic,
-        audit=Audit(AuditFile(settings.audit_file), noting, reactor),
+        steady=_steady,
+        wall=time.time,
+        begin_time=own_time.begin,
+        audit=Audit(AuditFile(settings.audit_file), noting, reactor, time.time),
     )
     service.turns.watch(reactor)
     return service
+
+
+def _steady() -> float:
+    """A clock that nobody sets; where there is one that counts while the machine sleeps, that."""
+    boottime = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.monotonic() if boottime is None else time.clock_gettime(boottime)
 
 
 def _log_observer(settings: Settings) -> ILogObserver | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import calendar
+import os
 import time
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from twisted.internet.defer import CancelledError, Deferred
@@ -227,3 +229,67 @@ class KeptTests(SynchronousTestCase):
         self.successResultOf(waiting[0])
         self.pass_by(0.2)
         self.successResultOf(go_on(pace.turn(1)))
+
+
+# -- the times of day, where they change -----------------------------------------------------------
+
+
+class DaylightTests(SynchronousTestCase):
+    """Times of day are those of the clock on the wall: they go by the rules of its place."""
+
+    def setUp(self) -> None:
+        before = os.environ.get("TZ")
+
+        def put_back() -> None:
+            os.environ.pop("TZ", None)
+            if before is not None:
+                os.environ["TZ"] = before
+            time.tzset()
+
+        self.addCleanup(put_back)
+        # Clocks go an hour forth on the last Sunday of March, back on the last one of October.
+        os.environ["TZ"] = "CET-1CEST,M3.5.0,M10.5.0/3"
+        time.tzset()
+
+    def rates(self, first: str, hours: int) -> list[float | None]:
+        """The rate at every full hour, from a moment in UTC on."""
+        schedule = Schedule.parse("02:00-03:00 = 1 MB/s; * = 5 MB/s")
+        start = calendar.timegm(time.strptime(first, "%Y-%m-%d %H:%M"))
+        return [schedule.rate(time.localtime(start + hour * HOUR)) for hour in range(hours)]
+
+    def test_an_hour_that_is_left_out(self) -> None:
+        """At 02:00 it is 03:00, so what is said of that hour never holds that night."""
+        assert self.rates("2026-03-28 23:00", 5) == [5e6] * 5
+        assert self.rates("2026-03-27 23:00", 5) == [5e6, 5e6, 1e6, 5e6, 5e6]
+
+    def test_an_hour_that_comes_twice(self) -> None:
+        """What is said of it holds twice."""
+        assert self.rates("2026-10-24 22:00", 6) == [5e6, 5e6, 1e6, 1e6, 5e6, 5e6]
+
+    def test_a_day_of_twenty_three_hours_is_a_day(self) -> None:
+        """Sunday begins and ends at midnight there."""
+        schedule = Schedule.parse("sun = 1 MB/s; * = 5 MB/s")
+        start = calendar.timegm(time.strptime("2026-03-28 22:00", "%Y-%m-%d %H:%M"))
+        rates = [schedule.rate(time.localtime(start + hour * HOUR)) for hour in range(27)]
+        assert rates == [5e6] + [1e6] * 23 + [5e6] * 3
+
+    def test_a_clock_that_is_set_changes_the_time_of_day_and_no_wait(self) -> None:
+        """The rate is that of the wall clock; what was drawn before is waited for as it was."""
+        clock, wall = Clock(), Clock()
+        wall.advance(calendar.timegm(time.strptime("2026-06-01 00:30", "%Y-%m-%d %H:%M")))
+        limits = Schedule.parse("02:00-03:00 = 1 MB/s; * = 5 MB/s")
+        pace = Bandwidth(limits, clock, wall=wall.seconds).of(None)
+        assert pace is not None
+
+        def seconds_for(count: int) -> float:
+            begun = clock.seconds()
+            while count:
+                turn = go_on(pace.turn(count))
+                while not turn.called:
+                    clock.advance(0.01)
+                count -= cast(int, turn.result)
+            return clock.seconds() - begun
+
+        assert abs(seconds_for(3_000_000) - 3.0) < 0.5
+        wall.rightNow -= 5 * HOUR
+        assert abs(seconds_for(10_000_000) - 2.0) < 0.5

@@ -123,7 +123,7 @@ def of_ours(place: str, allowed: set[str]) -> Rule:
 
 
 DOMAIN = {"errors", "interfaces", "requests", "sizes"}
-COMMON = DOMAIN | {"bandwidth", "links", "settings", "trust", "waiting"}
+COMMON = DOMAIN | {"own_time", "bandwidth", "links", "settings", "trust", "waiting"}
 
 
 def test_errors_stand_alone() -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from twisted.internet.interfaces import IReactorTime
-
 from backupd.errors import CallForbidden
+from backupd.own_time import SaysTime
 from backupd.peer.addresses import LOOPBACK, Reach
 from backupd.peer.answers import Answer
 from backupd.peer.client import PeerClient
@@ -17,6 +16,9 @@ from backupd.trust.registry import Peers
 from backupd.trust.signing import signed
 
 __all__ = ["CallbackRoutes", "Offers", "OwnRoutes", "route_to"]
+
+AHEAD = 60
+"""Seconds by which timestamps may run ahead of the clock, so that none is said twice."""
 
 
 def route_to(peer: Peer, place: Place) -> Route:
@@ -57,7 +59,7 @@ class Offers:
     """Sends offers, each signed with what is shared with the peer that it goes to."""
 
     def __init__(
-        self, client: PeerClient, peers: Peers, clock: IReactorTime, note: Note = unheard
+        self, client: PeerClient, peers: Peers, clock: SaysTime, note: Note = unheard
     ) -> None:
         self._note = note
         self._client = client
@@ -68,7 +70,8 @@ class Offers:
     def _timestamp(self, request_id: str) -> int:
         """Now in seconds, and never twice the same for one request: that would be a replay."""
         now = int(self._clock.seconds())
-        self._lately = {one: at for one, at in self._lately.items() if at >= now}
+        # What is further ahead was said by a clock that has been set back since.
+        self._lately = {one: at for one, at in self._lately.items() if now <= at <= now + AHEAD}
         self._lately[request_id] = max(now, self._lately.get(request_id, 0) + 1)
         return self._lately[request_id]
 

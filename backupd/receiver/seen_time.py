@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from twisted.internet.interfaces import IReactorTime
+from backupd.own_time import SaysTime
 
 __all__ = ["SeenTime"]
 
@@ -23,7 +23,7 @@ class SeenTime:
     catches up; so a server that was off for a week keeps everything for a week longer at most.
     """
 
-    def __init__(self, clock: IReactorTime, steady: Callable[[], float]) -> None:
+    def __init__(self, clock: SaysTime, steady: Callable[[], float]) -> None:
         self._clock = clock
         self._steady = steady
         self._latest = float("-inf")

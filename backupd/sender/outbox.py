@@ -67,6 +67,7 @@ class Outbox:
         new_capability: Callable[[], str],
         nudge: Callable[[], None],
         fs: IFileSystem = os,
+        wall: Callable[[], float] | None = None,
     ) -> None:
         self._ledger = ledger
         self._settings = settings
@@ -84,7 +85,7 @@ class Outbox:
             off=off,
             rng=rng,
             fs=fs,
-            pace=Bandwidth(settings.send_bandwidth, clock).of(None),
+            pace=Bandwidth(settings.send_bandwidth, clock, wall=wall).of(None),
         )
         self._catalogue = Catalogue(settings.videos)
         self._watcher: Watcher | None = None

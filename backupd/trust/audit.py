@@ -6,7 +6,7 @@ Nothing waits for it to be written, and it can fail without stopping anything; t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -74,10 +74,17 @@ class Audit:
 
     _log = Logger()
 
-    def __init__(self, lines: Lines | None, off: OffThread, clock: IReactorTime) -> None:
+    def __init__(
+        self,
+        lines: Lines | None,
+        off: OffThread,
+        clock: IReactorTime,
+        wall: Callable[[], float] | None = None,
+    ) -> None:
         self._lines = lines
         self._off = off
         self._clock = clock
+        self._wall: Callable[[], float] = wall or clock.seconds
         self._waiting: list[dict[str, Any]] = []
         self._writing: Deferred[None] | None = None
         self._lost = 0
@@ -103,7 +110,7 @@ class Audit:
         if len(self._waiting) >= MAX_WAITING:
             self._lost += 1
             return
-        moment = datetime.fromtimestamp(self._clock.seconds(), UTC)
+        moment = datetime.fromtimestamp(self._wall(), UTC)
         said: dict[str, object] = {
             "time": moment.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             "event": event,

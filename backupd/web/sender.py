@@ -46,7 +46,7 @@ def routes(api: Api) -> None:
         if peer is not None and peer.verifies:
             get = request.getHeader
             headers = get("webhook-id"), get("webhook-timestamp"), get("webhook-signature")
-            now = service.reactor.seconds()
+            now = service.wall()
             verify(peer.verifies, headers, body, now=now, sender=peer.name, replays=replays)
 
     path = "/api/v1/backup/serverAisReadyForBackup"

@@ -129,6 +129,13 @@ class OfferTests(RouteCase):
             self.clock.advance(1)
         assert len(self.offers._lately) <= 2
 
+    def test_a_clock_that_was_set_back_is_right_again(self) -> None:
+        """The other server takes no timestamp that is hours ahead."""
+        self.clock.advance(5 * 3600)
+        self.offer(self.ask())
+        self.clock.rightNow -= 5 * 3600
+        assert self.offer(self.ask())["webhook-timestamp"] == "1800000000"
+
     def test_while_secrets_change_it_is_signed_with_each(self) -> None:
         self.put(signs=(SECRET, NEWER))
         assert len(self.offer(self.ask())["webhook-signature"].split(" ")) == 2
