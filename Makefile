@@ -57,7 +57,7 @@ simulate: venv
 	@$(BIN)/python -m tests.simulation --seeds $(SEEDS)
 
 mutations: venv
-	@$(BIN)/python -m tests.simulation.mutate --seeds $(SEEDS)
+	@$(BIN)/python -m tests.simulation.mutate
 
 # Another seed each time, and printed; SEED=n is that one again, ONLY="kills long" some sections.
 torture: venv
