@@ -160,6 +160,32 @@ def test_curl_hears_a_refusal(
 # -- cuts ------------------------------------------------------------------------------------------
 
 
+def test_while_the_daemon_is_down_nobody_is_made_to_begin_anew(
+    front: Proxy, sender: PlainSender, video: int
+) -> None:
+    """Where an upload stands is a locked secret meanwhile, and everything else is to be asked
+    again; what the daemon then says goes through as it is."""
+    send, _ = sender.turn(front.daemon.url, video, len(BYTES))
+    assert front.call("PATCH", send, BYTES[:5], PATCH | {"Upload-Offset": "0"}).status == 204
+    front.daemon.kill()
+    try:
+        for link in (send, send + "/unknown"):
+            down = front.call("HEAD", link, headers={"Tus-Resumable": "1.0.0"})
+            assert (down.status, down.headers["Retry-After"]) == (423, "5")
+        for asked in (
+            front.call("PATCH", send, BYTES[5:], PATCH | {"Upload-Offset": "5"}),
+            front.call("HEAD", "/healthz"),
+            front.call("GET", "/readyz"),
+        ):
+            assert (asked.status, asked.headers["Retry-After"]) == (503, "5")
+    finally:
+        front.daemon.start()
+    asked = front.call("HEAD", send, headers={"Tus-Resumable": "1.0.0"})
+    assert (asked.status, asked.headers["Upload-Offset"]) == (200, "5")
+    unknown = front.call("HEAD", send + "/unknown", headers={"Tus-Resumable": "1.0.0"})
+    assert unknown.status == 404
+
+
 def test_what_came_before_a_cut_is_kept(front: Proxy, sender: PlainSender, video: int) -> None:
     """The proxy keeps nothing back: the upload goes on from where it was cut, again and again."""
     rng = random.Random(video)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -151,3 +152,24 @@ def test_through_a_proxy(
             if where == "direct":
                 break
         place.check()
+
+
+@pytest.mark.parametrize("name", sorted(PROXIES))
+def test_a_receiver_that_is_down_behind_a_proxy(
+    clients: Path, sender: PlainSender, video_file: Path, tmp_path: Path, name: str
+) -> None:
+    """The client waits until it is back, and goes on with the upload that it had."""
+    with PROXIES[name](tmp_path, loop_interval="0.2") as front:
+        place = Place(front.daemon, front.url, sender, video_file)
+        trusts = {"NODE_EXTRA_CA_CERTS": str(front.certificate)}
+        delays = {"retryDelays": [100] * 50}
+        upload = Running(clients, trusts, **place.options(chunkSize=MIB // 2, **delays))
+        wait_until(lambda: front.daemon.requests()[-1]["receivedBytes"] > 2 * MIB, "it has begun")
+        front.daemon.kill()
+        # Nobody answers for a while: the client finds that out, and asks where it stands.
+        wait_until(lambda: " 423 " in front.logs(), "it was told to ask again")
+        front.daemon.start()
+        upload.finish()
+        place.check()
+        created = re.findall(r"POST \S*/receive-backup/\S* 201", re.sub('"', "", front.logs()))
+        assert len(created) == 1, "it began anew"
