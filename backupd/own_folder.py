@@ -10,6 +10,7 @@ import hmac
 import os
 import stat
 from collections.abc import Callable
+from contextlib import suppress
 
 from backupd.errors import SettingsError, StorageFailed
 from backupd.settings import Settings
@@ -34,6 +35,26 @@ def read_token(path: str) -> str:
     return token
 
 
+def _make(folder: str, root: str) -> None:
+    """Make ``folder`` in ``root``, and what is missing around them, durably.
+
+    Whoever is told "yes" next relies on every one of these names.
+    """
+    # Also where the root was there: a crash may have come between making and syncing.
+    around = [os.path.dirname(root)]
+    while not os.path.exists(around[-1]):
+        around.append(os.path.dirname(around[-1]))
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    for path in around:
+        # We may enter a folder that we may not read; then it was not we who made what is in it.
+        with suppress(PermissionError):
+            handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+
+
 class OwnFolder:
     """Claims the root for one daemon. ``new_token`` makes a token at the first start.
 
@@ -54,7 +75,7 @@ class OwnFolder:
         """Make the folder, lock it and read the token. Raises `SettingsError`."""
         settings, folder = self._settings, self._settings.own_folder
         try:
-            os.makedirs(folder, mode=0o700, exist_ok=True)
+            _make(folder, os.path.dirname(folder))
             self._lock = os.open(
                 os.path.join(folder, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
             )
