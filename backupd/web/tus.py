@@ -379,8 +379,9 @@ def _resource(api: Api, url: str, find: Callable[..., Awaitable[tuple[Any, Any]]
         alive, upload = await find(**parts)
         if upload is not None:
             await shielded(service.intake.transfers.make_way_if_silent(upload.upload_id))
-            if isinstance(alive, Received):
-                # It was whole, and then the disk failed, or we were stopped.
+            if isinstance(alive, Received | Storing):
+                # It was whole, and then the disk failed, or we were stopped. Whoever hears that
+                # every byte is here asks no more, so that is said once it is stored.
                 await shielded(service.keeper.keep_direct(alive.ask.request_id))
             alive, upload = await find(**parts)
         stands = _over(alive) if upload is None else standing(alive, upload)

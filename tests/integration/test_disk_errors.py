@@ -16,6 +16,7 @@ from tests.integration.daemons import Answer, Daemon, answer_on, call, wait_unti
 from tests.integration.faults import WRITES, Strace
 from tests.integration.plain import PlainSender
 from tests.integration.traces import SYNCS, Trace
+from tests.integration.tus import direct
 
 MIB = 1024**2
 SIZE = 160 * MIB
@@ -142,6 +143,22 @@ def test_names_that_cannot_be_synced(upload: Upload, tmp_path: Path) -> None:
         assert upload.video not in shown
     done = call("POST", upload.complete, complete)
     assert done.json["sha256"] == hashlib.sha256(upload.data).hexdigest()
+
+
+def test_a_direct_upload_is_whole_once_it_is_stored(daemon: Daemon, tmp_path: Path) -> None:
+    """While its file cannot get its name, nobody is told that every byte is there: whoever hears
+    that asks no more, and would never learn that nothing came of it.
+    """
+    data = b"a video"
+    tus = direct(daemon, "unnamed", len(data))
+    url = tus.create(len(data))
+    renames = ["rename", "renameat", "renameat2"]
+    with Strace(tmp_path, daemon.pid, renames, fail=(renames, "EIO")):
+        is_problem(tus.patch(url, 0, data), 500)
+        assert tus.head(url).status == 423
+        assert tus.head(url).status == 423
+    assert tus.offset(url) == len(data)
+    assert tus.kept() == data
 
 
 # -- writes ----------------------------------------------------------------------------------------
