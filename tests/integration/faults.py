@@ -26,7 +26,8 @@ class Strace:
     """strace on a running process and all its threads, while the ``with`` lasts.
 
     ``fail`` names calls and the error that they get, ``delay`` those that take some seconds more;
-    only those on ``path``, when that is given.
+    only those on ``path``, when that is given. ``when`` says which of them, as strace does: ``2``
+    is the second in each thread, ``2+`` that and all after it.
     `lines` is what was seen.
     """
 
@@ -37,6 +38,7 @@ class Strace:
         calls: Iterable[str],
         *,
         fail: tuple[Iterable[str], str] | None = None,
+        when: str = "1+",
         delay: tuple[Iterable[str], int] | None = None,
         path: Path | None = None,
         text: int = 700,
@@ -53,7 +55,8 @@ class Strace:
         self._command += ["-e", "trace=" + ",".join(f"?{one}" for one in calls)]
         if fail is not None:
             names, error = fail
-            self._command += ["-e", f"inject={','.join(f'?{one}' for one in names)}:error={error}"]
+            inject = f"{','.join(f'?{one}' for one in names)}:error={error}:when={when}"
+            self._command += ["-e", f"inject={inject}"]
         if delay is not None:
             what, seconds = delay
             inject = f"{','.join(f'?{one}' for one in what)}:delay_enter={seconds * 10**6}"

@@ -219,14 +219,17 @@ class Trace:
         assert recorded < answer.sent, "STORED was recorded after the answer"
 
     def check_no_second_sync(self, path: str) -> int:
-        """No descriptor was synced again after a sync of it failed; how many syncs did."""
+        """No descriptor of a file, or of one in a folder whose path ends with a slash, was synced
+        again after a sync of it failed; how many syncs did.
+        """
         failed: set[str] = set()
         count = 0
         for call in self.calls:
             handle = call.text.partition("<")[0]
-            if call.name == "openat":
-                failed.discard(_RESULT.findall(call.text)[-1])
-            if call.file == path and call.name in SYNCS:
+            if call.name == "openat" and (opened := _RESULT.findall(call.text)):
+                failed.discard(opened[-1])
+            within = call.file is not None and path.endswith("/") and call.file.startswith(path)
+            if (call.file == path or within) and call.name in SYNCS:
                 assert handle not in failed, "a descriptor was synced again after a failed sync"
                 if call.result != 0:
                     failed.add(handle)
