@@ -98,6 +98,10 @@ class View:
             self._process.machine.note(f"{function} fails: {errno.errorcode[fault.number]}")
             raise OSError(fault.number, os.strerror(fault.number))
 
+    def opened(self, fd: int) -> Inode | Folder:
+        """What is open as ``fd``."""
+        return self._fds[fd]
+
     def _file(self, fd: int) -> Inode:
         found = self._fds.get(fd)
         if not isinstance(found, Inode):

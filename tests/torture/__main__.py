@@ -18,6 +18,8 @@ import traceback
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
+
 __all__ = ["SECTIONS", "Section", "main"]
 
 
@@ -40,7 +42,10 @@ class Section:
         module.run(chance, told, **{option: getattr(options, option) for option in self.takes})
 
 
-SECTIONS: dict[str, Section] = {}
+SECTIONS: dict[str, Section] = {
+    "syscalls": Section("system calls that fail, each at its n-th call"),
+    "forgetful": Section("power cuts, on a file system that forgets what is not synced"),
+}
 """In the order in which they are run, by the name of the module."""
 
 
@@ -64,6 +69,8 @@ def main(arguments: list[str]) -> int:
         try:
             # A section has the same chances whatever runs beside it.
             SECTIONS[name].run(name, random.Random(f"{seed} {name}"), options)
+        except pytest.skip.Exception as why:
+            print(f"{name}: SKIPPED, {why}", flush=True)
         except Exception:
             traceback.print_exc()
             failed.append(name)
