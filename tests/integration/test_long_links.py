@@ -13,6 +13,7 @@ import pytest_twisted
 from twisted.internet import reactor as global_reactor
 
 from backupd.interfaces import Entry
+from tests.integration.daemons import Daemon, wait_until
 from tests.integration.slow_proxy import SlowProxy
 from tests.sender.test_foreign_receiver import sending
 from tests.sender.tus_server import Serving, TusServer
@@ -81,3 +82,24 @@ async def test_a_short_way_gets_one_connection_and_no_parts(tmp_path: Path) -> N
     way = await back_up(tmp_path, 20 * MIB, rate=8 * MIB, shared=None, delay=0.001)
     assert way.entry.state == "VERIFIED"
     assert (way.connections, way.parts) == (1, 0)
+
+
+def test_our_own_receiver_takes_the_parts_and_keeps_one_file(tmp_path: Path) -> None:
+    """Two daemons as people run them: several connections at once, joined to what was sent; the
+    receiver has no more than one file's room, and nothing is left of the parts."""
+    video = tmp_path / "video.mp4"
+    video.write_bytes(os.urandom(40 * MIB))
+    receiver = Daemon(tmp_path, "receiver", loop_interval="0.2")
+    sender = Daemon(tmp_path, "sender", loop_interval="0.2")
+    with SlowProxy(receiver.port, delay=0.1, rate=2 * MIB) as proxy:
+        far = receiver.settings["public_url"] = f"http://localhost:{proxy.port}"
+        with receiver, sender:
+            done = sender.ctl("send", str(video), "--to", far, seconds=60)
+            assert done.code == 0, done.err
+            assert proxy.most_busy >= 3
+            assert proxy.carried < 41 * MIB, "nothing is sent twice"
+            [backup] = receiver.call("GET", "/api/v1/backups").json["backups"]
+            got = receiver.call("GET", f"/api/v1/backups/{backup['backupId']}/content")
+            assert got.body == video.read_bytes()
+            incoming = receiver.root / ".backupd" / "incoming"
+            wait_until(lambda: not list(incoming.iterdir()), "nothing of the parts is left")
