@@ -44,6 +44,10 @@ __all__ = ["Listening", "ServerTls", "base_of"]
 
 _log = Logger()
 
+BACKLOG = 1024
+"""Connections that wait in the kernel to be taken; the 50 that Twisted has are there at once when
+many come, and whoever comes then tries again after a second."""
+
 _SSL_KEYS = frozenset(
     {"interface", "backlog", "privateKey", "certKey", "extraCertChain", "clientAuthorities"}
 )
@@ -185,6 +189,8 @@ class Listening:
     def _endpoint(self, description: str) -> _Endpoint:
         """Raises `SettingsError` for a file that cannot be read, `ValueError`."""
         if not description.startswith("ssl:"):
+            if description.startswith("tcp:") and ":backlog=" not in description:
+                description += f":backlog={BACKLOG}"
             return _Endpoint(serverFromString(self._reactor, description))
         port, given = _parse(description)
         if "privateKey" in given or "certKey" in given:
@@ -196,7 +202,7 @@ class Listening:
             key, certificate = os.path.join(own, OWN_KEY), os.path.join(own, OWN_CERTIFICATE)
         chain, clients = given.get("extraCertChain", ""), given.get("clientAuthorities", "")
         tls = ServerTls(key, certificate, chain, clients)
-        backlog = int(given.get("backlog", "50"))
+        backlog = int(given.get("backlog", BACKLOG))
         plain = TCP4ServerEndpoint(self._reactor, port, backlog, given.get("interface", ""))
         return _Endpoint(plain, tls)
 

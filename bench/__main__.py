@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from backupd.sizes import parse_size
-from bench import admissions, growth, ingest, latency, links, many, restore, sending, ticks
+from bench import admissions, growth, ingest, latency, links, many, restore, sending, slow, ticks
 from bench.machine import conditions
 from bench.peers import Peers
 from bench.report import Bench, Row, print_table, write_json
@@ -26,6 +26,7 @@ SECTIONS: dict[str, Section] = {
     "sending": sending.measure,
     "links": links.rows,
     "latency": latency.measure,
+    "slow": slow.measure,
     "restore": restore.measure,
     "admissions": admissions.measure,
     "ticks": ticks.measure,

@@ -23,7 +23,7 @@ from bench.report import Bench, Row, spread, within
 from bench.server import REPOSITORY, Server
 from bench.targets import curl
 
-__all__ = ["measure"]
+__all__ = ["measure", "percentile", "probes"]
 
 UPLOADS = 4
 SECONDS, ROUNDS = 10.0, 3
@@ -64,11 +64,11 @@ def _under_load(send: Callable[[int], None]) -> Iterator[list[int]]:
         raise RuntimeError("an upload of the load failed") from failures[0]
 
 
-def _probes(*asked: tuple[str, object, float]) -> list[list[float]]:
+def probes(*asked: tuple[str, object, float], seconds: float = SECONDS) -> list[list[float]]:
     """The waits, in ms, of probes that run side by side."""
     running = [
         subprocess.Popen(
-            [sys.executable, "-m", "bench.probe", what, str(where), str(SECONDS), str(rate)],
+            [sys.executable, "-m", "bench.probe", what, str(where), str(seconds), str(rate)],
             stdout=subprocess.PIPE,
             text=True,
             cwd=REPOSITORY,
@@ -105,7 +105,8 @@ def _express(server: Server, file: Path) -> Callable[[int], None]:
     return send
 
 
-def _p(waits: list[float], percent: int) -> float:
+def percentile(waits: list[float], percent: int) -> float:
+    """Of waits that are sorted."""
     return waits[min(len(waits) - 1, len(waits) * percent // 100)]
 
 
@@ -131,7 +132,7 @@ def measure(bench: Bench) -> Iterator[Row]:
             settle(bench.size, file)
             longest_block(server)
             with _under_load(_ours(server, asker, file)) as done:
-                found = _probes(
+                found = probes(
                     ("get", server.port, GETS),
                     ("admit", server.port, ASKS),
                     ("sqlite", folder, ASKS),
@@ -143,7 +144,7 @@ def measure(bench: Bench) -> Iterator[Row]:
             bench.say(f"questions under load, run {number + 1} of {rounds}: Express")
             settle(bench.size, file)
             with _under_load(_express(express, file)) as done:
-                found = _probes(("get", express.port, GETS), ("sqlite", folder, ASKS))
+                found = probes(("get", express.port, GETS), ("sqlite", folder, ASKS))
                 loads["express"].append(len(done) * file.stat().st_size / MIB / SECONDS)
             for name, those in zip(("express", "commit beside express"), found, strict=True):
                 waits[name].append(those)
@@ -153,8 +154,8 @@ def measure(bench: Bench) -> Iterator[Row]:
 
 
 def _rows(waits: dict[str, list[list[float]]], loads: dict[str, list[float]]) -> Iterator[Row]:
-    p50 = {name: [_p(those, 50) for those in of] for name, of in waits.items()}
-    p99 = {name: [_p(those, 99) for those in of] for name, of in waits.items()}
+    p50 = {name: [percentile(those, 50) for those in of] for name, of in waits.items()}
+    p99 = {name: [percentile(those, 99) for those in of] for name, of in waits.items()}
 
     def told(name: str) -> str:
         return f"p50 {spread(p50[name], '{:.1f}')}\np99 {spread(p99[name], '{:.1f}')}"

@@ -3,6 +3,8 @@
 Run in a process of its own: ``python -m bench.probe WHAT WHERE SECONDS PER_SECOND`` prints the
 waits in seconds, sorted, as JSON. WHAT is ``get`` (``GET /healthz``; WHERE is a port), ``admit``
 (``can-accept-backup``, durable; WHERE is a port) or ``sqlite`` (a bare commit; WHERE is a folder).
+``visit`` and ``call`` are the first two on a new connection each time, from another address than
+others have.
 """
 
 from __future__ import annotations
@@ -22,9 +24,11 @@ _CALLBACK = "http://127.0.0.1:9/offer"
 """Nothing listens there: an offer is refused at once, and tried again later and later."""
 
 
-def _get(port: int) -> Callable[[], None]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+_NEW = ("visit", "call")
+_ELSEWHERE = ("127.0.0.2", 0)
 
+
+def _get(connection: http.client.HTTPConnection) -> Callable[[], None]:
     def ask() -> None:
         connection.request("GET", "/healthz")
         answer = connection.getresponse()
@@ -35,8 +39,7 @@ def _get(port: int) -> Callable[[], None]:
     return ask
 
 
-def _admit(port: int) -> Callable[[], None]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+def _admit(connection: http.client.HTTPConnection) -> Callable[[], None]:
     count = 0
 
     def ask() -> None:
@@ -55,6 +58,14 @@ def _admit(port: int) -> Callable[[], None]:
             raise RuntimeError(f"backupd said no: {answer}")
 
     return ask
+
+
+def _anew(connection: http.client.HTTPConnection, ask: Callable[[], None]) -> Callable[[], None]:
+    def come_and_ask() -> None:
+        connection.close()
+        ask()
+
+    return come_and_ask
 
 
 def _commit(folder: Path) -> Callable[[], None]:
@@ -91,7 +102,14 @@ def main(what: str, where: str, seconds: str, per_second: str) -> None:
     if what == "sqlite":
         ask = _commit(Path(where))
     else:
-        ask = {"get": _get, "admit": _admit}[what](int(where))
+        kinds = {"get": _get, "admit": _admit, "visit": _get, "call": _admit}
+        source = _ELSEWHERE if what in _NEW else None
+        connection = http.client.HTTPConnection(
+            "127.0.0.1", int(where), timeout=60, source_address=source
+        )
+        ask = kinds[what](connection)
+        if what in _NEW:
+            ask = _anew(connection, ask)
     print(json.dumps(pace(ask, float(seconds), float(per_second))))
 
 

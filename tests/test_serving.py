@@ -209,3 +209,15 @@ async def test_only_with_peers_it_listens_beyond_this_machine(tmp_path: Path) ->
         await one.stop()
         one.start(Factory.forProtocol(Echo), anywhere=True)
         await one.stop()
+
+
+@pytest_twisted.ensureDeferred
+@pytest.mark.parametrize("kind", ["tcp:0", "ssl:0"])
+async def test_many_may_wait_to_be_taken(tmp_path: Path, kind: str) -> None:
+    """When a thousand come at once, none of them is sent away to try again after a second."""
+    async with listening(tmp_path, f"{kind}:interface=127.0.0.1") as one:
+        port: Any = one.ports[0]
+        assert port.backlog == 1024
+    async with listening(tmp_path, f"{kind}:interface=127.0.0.1:backlog=7") as one:
+        port = one.ports[0]
+        assert port.backlog == 7

@@ -25,11 +25,15 @@ class AtOnce:
         self._each = each
         self._of: Counter[str] = Counter()
 
+    def check(self, whose: str) -> None:
+        """Raises `Busy` when there is no place now."""
+        if self._of.total() >= self._most or self._of[whose] >= self._each:
+            raise Busy("As many restores are under way as may be; ask again shortly.", COME_BACK)
+
     @contextmanager
     def place(self, whose: str) -> Iterator[None]:
         """Have one of the places. Raises `Busy` when there is none."""
-        if self._of.total() >= self._most or self._of[whose] >= self._each:
-            raise Busy("As many restores are under way as may be; ask again shortly.", COME_BACK)
+        self.check(whose)
         self._of[whose] += 1
         try:
             yield

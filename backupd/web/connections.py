@@ -81,6 +81,11 @@ class Connections:
         self._idle[guest] = None
         return True
 
+    def of_address(self, guest: Guest) -> int:
+        """How many its address has; 0 for one that is exempt."""
+        key = self._places.get(guest)
+        return 0 if key is None else self._of[key]
+
     def idle(self, guest: Guest) -> None:
         """It waits for its next request."""
         if guest in self._places:

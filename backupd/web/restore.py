@@ -46,6 +46,8 @@ def routes(api: Api) -> None:
     sender = Sender(service.off)
 
     async def content(request: StreamingRequest, backup_id: str) -> bytes:
+        # Before anything is looked up: a refusal must cost next to nothing.
+        places.check(request.caller.name)
         backup = await seen_backup(service, request.caller, backup_id)
         if request.method == b"GET":
             service.audit.often(

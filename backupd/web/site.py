@@ -34,6 +34,7 @@ from twisted.web.server import Request, Site
 from backupd.trust.caller import STRANGER, Caller
 from backupd.web.body import Body
 from backupd.web.connections import Connections
+from backupd.web.crowds import CROWD, Crowds
 from backupd.web.forwarded import Way
 from backupd.web.patience import PATIENT, BodyRate, Patience
 
@@ -170,6 +171,7 @@ class _Channel(HTTPChannel):
         super().connectionMade()
         if self.site.connections.come(self, self.transport.getPeer()):
             self._await_head()
+            self._stand_in_line()
         elif self.isSecure():
             self.abort()
         else:
@@ -237,6 +239,7 @@ class _Channel(HTTPChannel):
         """The connection is gone."""
         self._gone = True
         self.site.connections.gone(self)
+        self.site.crowds.leave(self)
         self._head_came()
         self._end_rate()
         self._end_lingering()
@@ -309,6 +312,7 @@ class _Channel(HTTPChannel):
             if self.line_mode and not self._receivedHeaderSize and not self._buffer:
                 self._waiting = True
                 self.site.connections.idle(self)
+                self._stand_in_line()
             return
         request.body.discard()
         self._end_rate()
@@ -325,6 +329,10 @@ class _Channel(HTTPChannel):
             self._rate = BodyRate(body, self.site.patience, self.site.reactor, self._too_slow)
             if self.held:
                 self._rate.stand_still()
+
+    def listen(self) -> None:
+        """Of the crowd that it belongs to, it is this one's turn."""
+        self.release()
 
     def let_go(self) -> None:
         """Close it, while it is idle: somebody else needs the place."""
@@ -396,6 +404,12 @@ class _Channel(HTTPChannel):
             request.connectionLost(Failure(ConnectionAborted("malformed request")))
 
     # -- within -----------------------------------------------------------------------------------
+
+    def _stand_in_line(self) -> None:
+        """Before a request, when its address has very many connections."""
+        if not self._gone and self.site.connections.of_address(self) > CROWD:
+            self.hold()
+            self.site.crowds.wait(self)
 
     def _await_head(self) -> None:
         """From its first byte on a head has so long, however slowly it trickles in."""
@@ -497,6 +511,7 @@ class BackupSite(Site):
         if connections is None:
             connections = Connections(sys.maxsize, sys.maxsize, reactor)
         self.connections = connections
+        self.crowds = Crowds(reactor)
         self.patience = patience
         self.linger_seconds = linger_seconds
         self.linger_bytes = linger_bytes
