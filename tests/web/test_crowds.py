@@ -14,6 +14,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from backupd.web.connections import Connections
 from backupd.web.crowds import AT_A_TIME, CROWD, EVERY
+from backupd.web.forwarded import Proxies
 from backupd.web.site import BackupSite
 from tests.web.connection import Handlers, Transport
 
@@ -28,7 +29,7 @@ class CrowdTests(SynchronousTestCase):
         self.site = BackupSite(
             self.handlers.app.resource(),
             reactor=self.clock,
-            connections=Connections(500, 500, self.clock, lambda at: at.host == "192.0.2.7"),
+            connections=Connections(500, 500, self.clock, Proxies(["192.0.2.7"]).believed),
         )
         self.addCleanup(self.nothing_is_left)
 
