@@ -8,10 +8,11 @@ stays bounded and the network is slowed when the disk is.
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from threading import Lock
+from threading import Lock, Semaphore
 from typing import Any, Protocol, TypeVar
 
 from twisted.internet.defer import Deferred
@@ -36,6 +37,10 @@ SYNC_SECONDS = 3.0
 
 POOL = BlockPool()
 """The buffers of all uploads: reactor thread only."""
+
+HASHING = Semaphore(os.cpu_count() or 1)
+"""One for each processor: more digests at once would only push each other out of its cache, and
+the reactor's thread would stand in line behind them."""
 
 
 class Hasher(Protocol):
@@ -99,7 +104,8 @@ class BlockWriter:
 
         Raises `TooLarge`, and takes none of them, when there are more than ``limit`` in all.
         """
-        if not isinstance(source, StraightSource):
+        # To ask for a Protocol takes longer than all the rest here: once for each source.
+        if source is not self._source and not isinstance(source, StraightSource):
             piece = await source.read()
             self._check(limit, len(piece))
             await self.put(piece)
@@ -175,8 +181,9 @@ class BlockWriter:
         with self._hashing:
             while not block.hashed:
                 first = self._to_hash.popleft()
-                for hasher in self._hashers:
-                    hasher.update(first.data)
+                with HASHING:
+                    for hasher in self._hashers:
+                        hasher.update(first.data)
                 first.hashed = True
         if self._write_failed is not None:
             raise self._write_failed

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from threading import Semaphore
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -18,7 +20,7 @@ from backupd.errors import LedgerFailed, StorageFailed
 from backupd.interfaces import IUpload, OffThread
 from backupd.receiver import blocks
 from backupd.receiver.blocks import DEPTH, SYNC_BYTES, SYNC_SECONDS, BlockWriter
-from backupd.receiver.pool import BLOCK, KEPT, RESTING, BlockPool
+from backupd.receiver.pool import ALIGN, BLOCK, KEPT, RESTING, BlockPool
 from backupd.waiting import go_on
 from tests.receiver.world import ManualOff, logged, now, set_attribute, sync
 
@@ -122,6 +124,26 @@ class BoundedTests(BlockCase):
         self.off.release()
         assert self.hasher.digest() == hashlib.sha256(b"a" * BLOCK + b"b" * BLOCK).digest()
 
+    def test_as_many_digests_as_processors(self) -> None:
+        """However many uploads there are, no more of them are hashed at once; writes need none."""
+        set_attribute(self, blocks, "HASHING", Semaphore(1))
+        free: list[bool] = []
+
+        def note() -> None:
+            got = blocks.HASHING.acquire(blocking=False)
+            if got:
+                blocks.HASHING.release()
+            free.append(got)
+
+        class Noting:
+            def update(self, data: bytes | memoryview, /) -> None:
+                note()
+
+        self.hasher = cast(Any, Noting())
+        self.upload.failing = lambda what, count: note()
+        now(self.writer(sync).put(BLOCK_OF_BYTES))
+        assert free == [False, True]
+
     def test_only_a_whole_beginning_counts(self) -> None:
         """A block that is written before the one in front of it does not count yet."""
         set_attribute(self, blocks, "SYNC_BYTES", 1)
@@ -151,6 +173,13 @@ class BoundedTests(BlockCase):
             if failing:
                 with pytest.raises(StorageFailed):
                     now(settled)
+
+    def test_buffers_are_huge_pages(self) -> None:
+        """The bytes of a block lie in one huge page, if the system has any."""
+        pool = BlockPool()
+        for buffer in [pool.take() for _ in range(3)]:
+            assert ctypes.addressof(ctypes.c_char.from_buffer(buffer)) % (2 * 1024 * 1024) == 0
+            assert len(buffer) == BLOCK + ALIGN
 
     def test_what_many_uploads_took_is_not_kept(self) -> None:
         """While buffers are lent a handful is kept, afterwards what one upload has under way."""
