@@ -120,7 +120,9 @@ class BackupService(Service):
         wall: Callable[[], float] | None = None,
         begin_time: Callable[[float | None], None] = lambda latest: None,
         audit: Audit | None = None,
+        settled: Callable[[], None] = lambda: None,
     ) -> None:
+        """``settled`` is called when what is in memory is there to stay."""
         self.settings = settings
         self.reactor = reactor
         self.own = own
@@ -138,6 +140,7 @@ class BackupService(Service):
         self._tell_init = tell_init
         self._exit = exit
         self._log_observer = log_observer
+        self._settled = settled
         self._live = LiveRequests(ledger, lambda request: self.queue.observe(request))
         self.backup_requests: Mapping[str, Pending] = self._live.pending
         self.backups_in_progress: Mapping[str, InProgress] = self._live.in_progress
@@ -180,7 +183,7 @@ class BackupService(Service):
             settings=settings,
             backoff=chance.backoff,
             end=lambda request_id, step: go_on(self.intake.end(request_id, step)),
-            nudge=self.nudge,
+            nudge=lambda: self._nudge(self._looks[:1]),
         )
         self.time = SeenTime(WallClock(self.wall), steady or reactor.seconds)
         self.keeper = Keeper(
@@ -251,6 +254,7 @@ class BackupService(Service):
         self._loop = LoopingCall(self._tick)
         self._loop.clock = reactor
         self._nudged: IDelayedCall | None = None
+        self._to_look: set[Round] = set()
 
     def _limits(self, name: str) -> Limits:
         """What a peer may have here; nobody else has limits of its own."""
@@ -280,11 +284,18 @@ class BackupService(Service):
 
     def nudge(self) -> None:
         """Look at queue and outbox at once, instead of at the next tick."""
-        if self._nudged is None and self.ready and self.running:
-            self._nudged = self.reactor.callLater(0, self._look)
+        self._nudge(self._looks)
+
+    def _nudge(self, looks: Sequence[Round]) -> None:
+        """What changes in the queue is nothing to the outbox, which would ask the ledger."""
+        if self.ready and self.running:
+            self._to_look.update(looks)
+            if self._nudged is None:
+                self._nudged = self.reactor.callLater(0, self._look)
 
     def _tick(self) -> None:
         """Look, and begin to end what is overdue; never raises, waits for nothing."""
+        self._to_look.update(self._looks)
         self._look()
         self.audit.tick()
         for beside in (
@@ -298,8 +309,10 @@ class BackupService(Service):
 
     def _look(self) -> None:
         self._nudged = None
+        to_look, self._to_look = self._to_look, set()
         for look in self._looks:
-            look.run()
+            if look in to_look:
+                look.run()
 
     # -- starting ---------------------------------------------------------------------------------
 
@@ -388,12 +401,13 @@ class BackupService(Service):
         await self.outbox.start()
         if not self.running:
             return
+        self._settled()
         self.ready = True
         self._loop.start(self.settings.loop_interval, now=True)
         self._tell_init("READY=1")
         self._note_start()
         shielded(self.resources.go_on())
-        shielded(self._live.go_on())
+        shielded(self._live.go_on(self._settled))
         totals = await self.ledger.totals()
         self._log.info(
             "backupd is ready at {base}: {pending} waiting, {in_progress} in progress",

@@ -17,6 +17,7 @@ from twisted.application.service import IService
 from twisted.logger import ILogObserver, jsonFileLogObserver
 from twisted.python import usage
 
+from backupd import interpreter
 from backupd.descriptors import raise_limit, room_for_connections
 from backupd.entropy import Entropy
 from backupd.errors import SettingsError
@@ -111,6 +112,7 @@ def join(
     wall: Callable[[], float] | None = None,
     begin_time: Callable[[float | None], None] = lambda latest: None,
     audit: Audit | None = None,
+    settled: Callable[[], None] = lambda: None,
 ) -> BackupService:
     """A daemon out of its parts: clock and network (``reactor``), disk, threads and chance.
 
@@ -160,6 +162,7 @@ def join(
         wall=wall,
         begin_time=begin_time,
         audit=audit,
+        settled=settled,
     )
     service.pairing = Pairing(
         peers=peers,
@@ -207,6 +210,7 @@ def build(settings: Settings) -> BackupService:
         wall=time.time,
         begin_time=own_time.begin,
         audit=Audit(AuditFile(settings.audit_file), noting, reactor, time.time),
+        settled=interpreter.settle,
     )
     service.turns.watch(reactor)
     return service

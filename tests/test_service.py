@@ -274,6 +274,22 @@ class LoopTests(ServiceCase):
         assert self.outbox.ticks == ticks + 1
         self.stopped(self.stop())
 
+    def test_the_queue_is_nothing_to_the_outbox(self) -> None:
+        """What changes in the queue has its offers made at once, and asks no question for the
+        outbox."""
+        self.start()
+        ticks = self.outbox.ticks
+        decision = now(
+            self.service.admission.ask(
+                peer="http://p:1", origin="http://p:1", video=1, size=10, callback="http://p:1/r"
+            )
+        )
+        self.service.queue.offer_again(decision.request)
+        self.reactor.advance(0)
+        assert self.state(decision.request.ask.request_id) == "Offered"
+        assert self.outbox.ticks == ticks
+        self.stopped(self.stop())
+
     def test_nudge_sweep_and_stop(self) -> None:
         """All at the same moment: it stops, and looks no more."""
         self.start()

@@ -81,11 +81,13 @@ class LiveRequests:
         for _ in range(self._at_start // self._limit):
             await self._page()
 
-    async def go_on(self) -> None:
-        """Read the rest; while the ledger fails, what waits is known to it alone."""
+    async def go_on(self, settled: Callable[[], None] = lambda: None) -> None:
+        """Read the rest, and call ``settled`` whenever some of it is there; while the ledger fails,
+        what waits is known to it alone."""
         try:
             while self._after is not None and not self._stopped:
                 await self._page()
+                settled()
         except BackupdError as error:
             self._log.error("not every request that waits is listed: {why}", why=str(error))
 
