@@ -33,8 +33,9 @@ def parse_size(text: str, member: str = "size") -> int:
         match = _SIZE.fullmatch(text)
         if match is None:
             raise Invalid(member, 'must be a number and a unit, such as "50 MB" or "1.5 GiB"')
-        # A Fraction loses no digit; Decimal would round to 28 of them.
-        size = ceil(Fraction(match[1]) * _FACTORS[match[2].lower()])
+        number, factor = match[1], _FACTORS[match[2].lower()]
+        # A Fraction loses no digit; Decimal would round to 28 of them. It takes its time.
+        size = ceil(Fraction(number) * factor) if "." in number else int(number) * factor
     if not 0 < size <= MAX_SIZE:
         raise Invalid(member, "must be more than 0 and at most 2^60 bytes (1024 PB)")
     return size

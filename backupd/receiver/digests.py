@@ -154,26 +154,30 @@ class Judge:
         Raises `DigestMismatch`, and the bytes are gone then.
         """
         now, sha256 = self._clock.seconds(), hasher.hexdigest()
-        request = await self._ledger.request(upload.request_id)
-        wrong = ""
-        if request.ask.sha256 is not None and request.ask.sha256 != sha256:
-            wrong = f"The bytes have SHA-256 {sha256}, announced was {request.ask.sha256}."
-        elif digests.get("sha-256", hasher.digest()) != hasher.digest():
-            said = base64.b64encode(digests["sha-256"]).decode()
-            wrong = f"The bytes have SHA-256 {sha256}; the digest sent with them is {said}."
-        if wrong:
-            await self._reject(upload, wrong)
-        changed = await self._ledger.change(
-            upload.request_id,
-            lambda r: received(
-                r,
+
+        def step(request: BackupRequest) -> BackupRequest:
+            if request.ask.sha256 is not None and request.ask.sha256 != sha256:
+                raise DigestMismatch(
+                    f"The bytes have SHA-256 {sha256}, announced was {request.ask.sha256}."
+                )
+            return received(
+                request,
                 upload_id=upload.upload_id,
                 size=size,
                 sha256=sha256,
                 expires_at=now + self._settings.upload_expiry,
-            ),
-            put=replace(upload, length=size, offset=size, sha256=sha256, changed_at=now),
-        )
+            )
+
+        if digests.get("sha-256", hasher.digest()) != hasher.digest():
+            said = base64.b64encode(digests["sha-256"]).decode()
+            await self._reject(
+                upload, f"The bytes have SHA-256 {sha256}; the digest sent with them is {said}."
+            )
+        whole = replace(upload, length=size, offset=size, sha256=sha256, changed_at=now)
+        try:
+            changed = await self._ledger.change(upload.request_id, step, put=whole)
+        except DigestMismatch as error:
+            await self._reject(upload, str(error))
         _log.info(
             "request {request_id} received: {size} bytes, sha256 {sha256}",
             request_id=upload.request_id,
