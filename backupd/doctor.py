@@ -72,6 +72,7 @@ def _root(settings: Settings) -> Iterator[Finding]:
     told = f"{format_size(free)} free, {format_size(floor)} of them never promised"
     advice = "free some space, or lower reserved_space"
     yield Finding("space", free > floor, told, "" if free > floor else advice)
+    yield from _ledger(settings, root)
     try:
         read_token(settings.token_file)
         yield Finding("control token", True, f"is in {settings.token_file}")
@@ -81,6 +82,27 @@ def _root(settings: Settings) -> Iterator[Finding]:
         )
     except SettingsError as error:
         yield Finding("control token", False, str(error), "run chmod 600 on the file")
+
+
+def _ledger(settings: Settings, root: str) -> Iterator[Finding]:
+    """The volume of the ledger, if it is another than that of the root."""
+    if not settings.ledger:
+        return
+    folder = os.path.dirname(os.path.abspath(settings.ledger.removeprefix("sqlite:///")))
+    try:
+        if os.stat(folder).st_dev == os.stat(root).st_dev:
+            return
+        volume = os.statvfs(folder)
+    except OSError as error:
+        told = f"{folder} cannot be looked at: {error.strerror}"
+        yield Finding("ledger", False, told, "mend `ledger`")
+        return
+    free = volume.f_bavail * volume.f_frsize
+    well = free > settings.reserved_space
+    told = f"{format_size(free)} free on its volume, where reserved_space is kept free too"
+    yield Finding(
+        "ledger", well, told, "" if well else f"free some space on the volume of {folder}"
+    )
 
 
 def _videos(settings: Settings) -> Iterator[Finding]:

@@ -7,6 +7,7 @@ counted anew at every start: nobody else writes.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -45,6 +46,27 @@ from backupd.requests import Ask, Backup, BackupRequest, Live, Pending, VideoId
 __all__ = ["SqlLedger"]
 
 T = TypeVar("T")
+
+_log = Logger()
+
+LOG = 6 * 1024**2
+"""Bytes of SQLite's log that are allocated beforehand; it is worked off at 4 MiB."""
+
+
+def _set_aside(path: str) -> None:
+    """Allocate the log's blocks, so that a disk that others fill does not keep it from growing.
+
+    What frees room has to be recorded too. Beyond what SQLite has written it reads as zeros, which
+    are no part of a log.
+    """
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            os.posix_fallocate(handle, 0, LOG)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        _log.warn("no room could be set aside for the log of the ledger: {why}", why=error.strerror)
 
 
 def _engine(url: URL, *, in_memory: bool) -> Engine:
@@ -107,6 +129,9 @@ class SqlLedger:
             self._writer = plain.connect()
             self._reader = self._writer if self._in_memory else plain.connect()
             self._requests.recount(self._writer)
+            if not self._in_memory:
+                # Reading has made the log, if it was not there.
+                _set_aside(f"{self._url.database}-wal")
             self._committed = replace(self._requests.sums)
         except SQLAlchemyError as error:
             raise LedgerFailed(

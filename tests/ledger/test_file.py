@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred
 
 from backupd.errors import LedgerFailed, LedgerTooNew
 from backupd.ledger.schema import metadata
-from backupd.ledger.sql import SqlLedger
+from backupd.ledger.sql import LOG, SqlLedger
 from backupd.ledger.upgrade import upgrade
 from backupd.requests import lapsed
 from backupd.settings import Settings
@@ -73,6 +73,19 @@ def fill(ledger: SqlLedger) -> None:
     result_of(ledger.list_backup(a_kept_backup()))
     result_of(ledger.enqueue(an_entry()))
     result_of(ledger.enqueue(an_entry("2", state="FAILED")))
+
+
+def test_the_room_for_its_log_is_set_aside(open_ledger: Open, tmp_path: Path) -> None:
+    """On a disk that others fill it can still record what is deleted, from the first start on,
+    and after a crash; what was recorded is read past the room that is not used.
+    """
+    log = tmp_path / "ledger.sqlite3-wal"
+    for start in range(3):
+        ledger = open_ledger()
+        assert log.stat().st_blocks * 512 >= LOG
+        assert result_of(ledger.latest_seen()) == (float(start) if start else None)
+        result_of(ledger.see(start + 1.0))
+        assert log.stat().st_blocks * 512 >= LOG
 
 
 def everything(ledger: SqlLedger) -> list[Any]:
