@@ -36,6 +36,7 @@ from backupd.web.body import Body
 from backupd.web.connections import Connections
 from backupd.web.crowds import CROWD, Crowds
 from backupd.web.forwarded import Way
+from backupd.web.outside import refused
 from backupd.web.patience import PATIENT, BodyRate, Patience
 
 __all__ = ["BackupSite", "Body", "StreamingRequest"]
@@ -175,7 +176,7 @@ class _Channel(HTTPChannel):
         elif self.isSecure():
             self.abort()
         else:
-            self._refuse(b"503 Service Unavailable", b"Retry-After: 10\r\n")
+            self._refuse(503)
 
     def dataReceived(self, data: bytes) -> None:
         """Parse a segment, then let the handlers have what it brought."""
@@ -352,8 +353,7 @@ class _Channel(HTTPChannel):
 
     def lineLengthExceeded(self, line: bytes) -> None:
         """More than any head may have."""
-        status = b"431 Request Header Fields Too Large" if self._receivedHeaderSize else None
-        self._refuse(status or b"414 URI Too Long")
+        self._refuse(431 if self._receivedHeaderSize else 414)
 
     def allHeadersReceived(self) -> None:
         """The head is complete."""
@@ -399,7 +399,7 @@ class _Channel(HTTPChannel):
         if self.requests and self.requests[0].startedWriting:
             self._close()
         else:
-            super()._respondToBadRequestAndDisconnect()
+            self._refuse(400)
         for request in self.requests:
             request.connectionLost(Failure(ConnectionAborted("malformed request")))
 
@@ -423,7 +423,7 @@ class _Channel(HTTPChannel):
 
     def _late(self) -> None:
         self._late_head = None
-        self._refuse(b"408 Request Timeout")
+        self._refuse(408)
 
     def _too_slow(self) -> None:
         """A body comes in too slowly; what came of it is kept by whoever keeps it."""
@@ -431,14 +431,13 @@ class _Channel(HTTPChannel):
         if self.requests[0].startedWriting:
             self._close()
         else:
-            self._refuse(b"408 Request Timeout")
+            self._refuse(408)
         for request in self.requests:
             request.connectionLost(Failure(ConnectionAborted("too slow")))
 
-    def _refuse(self, status: bytes, header: bytes = b"") -> None:
+    def _refuse(self, status: int) -> None:
         """Say so outside of any handler, and close."""
-        end = b"Connection: close\r\nContent-Length: 0\r\n\r\n"
-        self.transport.write(b"HTTP/1.1 " + status + b"\r\n" + header + end)
+        self.transport.write(refused(status))
         self._close()
 
     def _end_rate(self) -> None:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from math import inf
 
@@ -375,7 +376,9 @@ class LostTests(SiteCase):
         self.failureResultOf(request.body.read(), UploadCut)
         assert self.handlers.cancelled == 1
         self.send(b"no chunk either\r\n")
-        assert self.transport.value() == b"HTTP/1.1 400 Bad Request\r\n\r\n"
+        head, _, body = self.transport.value().partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+        assert (json.loads(body)["status"], json.loads(body)["success"]) == (400, False)
 
     def test_malformed_chunks_with_the_headers_reach_no_handler(self) -> None:
         self.send(CHUNKED + b"no chunk\r\n")
