@@ -155,7 +155,7 @@ class IUpload(Interface):
         """At most ``length`` bytes from ``offset``; ``b""`` at the end."""
 
     def sync() -> None:
-        """Return once everything written survives a power cut (``fdatasync``)."""
+        """Return once everything written, and its name, survives a power cut (``fdatasync``)."""
 
     def give_back(length: int) -> None:
         """Free the blocks of the first ``length`` bytes, which read as zeros from then on.
@@ -256,7 +256,8 @@ class IStorage(Interface):
         """Bytes of the whole volume."""
 
     def create(upload_id: str) -> IUpload:
-        """A new, empty upload; `StorageFailed` when it exists."""
+        """A new, empty upload; `StorageFailed` when it exists. Until its first `IUpload.sync` a
+        power cut may take it away."""
 
     def reopen(upload_id: str) -> IUpload:
         """An unfinished upload again; `BytesGone` when it is not there."""

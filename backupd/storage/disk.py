@@ -30,6 +30,7 @@ from backupd.storage import names, sidecar
 from backupd.storage.files import DiskStored, DiskUpload, doing, write_all
 from backupd.storage.names import SIDECAR, is_component
 from backupd.storage.page_cache import Rooms
+from backupd.storage.shared import Shared
 from backupd.storage.system import SYSTEM
 
 __all__ = ["DiskStorage"]
@@ -71,6 +72,7 @@ class DiskStorage:
         # empty, a folder that another is about to use.
         self._folders = Lock()
         self._rooms = Rooms()
+        self._sync_incoming = Shared(lambda: self._sync_folder(*_INCOMING))
 
     def prepare(self) -> None:
         with doing("make the root folder"):
@@ -90,18 +92,11 @@ class DiskStorage:
     # -- unfinished uploads ---------------------------------------------------------------------
 
     def create(self, upload_id: str) -> IUpload:
-        # Its entry in the folder is synced here, once, so that `IUpload.sync` need not ask
-        # whether it was, and an upload that the ledger knows of is always there.
+        # Its entry in the folder is synced with its first bytes: without any it may be gone.
         path = self._incoming(upload_id)
         with doing(f"create the upload {upload_id}"):
             fd = self._fs.open(path, _CREATE, _FILE_MODE)
-            try:
-                self._sync_folder(*_INCOMING)
-            except OSError:
-                self._fs.close(fd)
-                self._fs.unlink(path)
-                raise
-        return DiskUpload(self._fs, fd, f"upload {upload_id}", path)
+        return DiskUpload(self._fs, fd, f"upload {upload_id}", path, self._sync_incoming)
 
     def reopen(self, upload_id: str) -> IUpload:
         path = self._incoming(upload_id)
@@ -169,7 +164,7 @@ class DiskStorage:
         # Also when an earlier try got as far as here: it may not have got any further.
         with doing(f"sync the folders of the backup {backup.backup_id}"):
             self._sync_folder(*parts)
-            self._sync_folder(*_INCOMING)
+            self._sync_incoming()
 
     def describe(self, backup: Backup) -> None:
         self._stored_path(backup)

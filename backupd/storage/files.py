@@ -86,10 +86,19 @@ class DiskUpload(_OpenFile):
     _lost = False
     _direct: int | None = None
 
-    def __init__(self, fs: IVolume, fd: int, what: str, path: str | None = None) -> None:
-        """``path`` is for opening it a second time, for direct writes."""
+    def __init__(
+        self,
+        fs: IVolume,
+        fd: int,
+        what: str,
+        path: str | None = None,
+        keep_name: Callable[[], None] | None = None,
+    ) -> None:
+        """``path`` is for opening it a second time, for direct writes; ``keep_name`` syncs the
+        folder of one that is new."""
         super().__init__(fs, fd, what)
         self._path = path if _DIRECT else None
+        self._keep_name = keep_name
         self._opening = Lock()
 
     def allocate(self, length: int) -> None:
@@ -170,6 +179,10 @@ class DiskUpload(_OpenFile):
         self._lost = True
         with doing(f"sync the {self._what}"):
             self._fs.fdatasync(fd)
+            if self._keep_name is not None:
+                # Bytes first: on most file systems that has written the name already.
+                self._keep_name()
+                self._keep_name = None
         self._lost = False
 
     def close(self) -> None:

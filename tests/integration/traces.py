@@ -186,6 +186,10 @@ class Trace:
         synced = self.durable(path, size)
         assert synced is not None, f"{size} bytes were acknowledged, and never synced"
         assert synced < answer.sent, f"{size} bytes were acknowledged before they were synced"
+        made = max(when for when, known in self.uploads() if known == path)
+        named = self.folder_synced(path.rpartition("/")[0], made)
+        assert named is not None, f"{size} bytes were acknowledged, and their name never synced"
+        synced = max(synced, named)
         recorded = self.recorded(synced)
         assert recorded is not None, f"{size} bytes were acknowledged, and never recorded"
         assert recorded < answer.sent, f"{size} bytes were acknowledged before the record was"

@@ -177,25 +177,32 @@ def test_failed_sync_is_final(root: Path, storage: DiskStorage) -> None:
     again.close()
 
 
-def test_failed_create_leaves_nothing(root: Path, storage: DiskStorage) -> None:
-    """An upload whose entry could not be synced does not exist, and can be made again."""
+def test_a_name_that_was_not_synced(root: Path, storage: DiskStorage) -> None:
+    """Bytes whose name could not be made durable are not, and nobody tries again behind them."""
     fs = FaultyFileSystem(str(root), failing(errno.EIO, "fsync", "incoming"))
-    with pytest.raises(StorageFailed):
-        faulty(root, fs).create("upload-1")
-    assert storage.uploads() == {}
+    upload = faulty(root, fs).create("upload-1")
+    upload.write([b"abc"], 0)
+    with pytest.raises(StorageFailed, match="Input/output error"):
+        upload.sync()
+    fs.fault = lambda number, function, path: None
+    with pytest.raises(StorageFailed, match="open it anew"):
+        upload.sync()
+    upload.close()
     assert fs.fds == {}
-    storage.create("upload-1").close()
 
 
-def test_create_is_durable(root: Path, storage: DiskStorage) -> None:
-    """An upload that exists, and bytes that were synced, survive a power cut."""
+def test_bytes_and_their_name_are_durable(root: Path, storage: DiskStorage) -> None:
+    """Bytes that were synced survive a power cut under their name; once for each new upload."""
     fs = FaultyFileSystem(str(root))
     upload = faulty(root, fs).create("upload-1")
-    assert ".backupd/incoming" not in fs.unsynced
     upload.allocate(100)
     upload.write([b"abc"], 0)
     upload.sync()
     assert fs.unsynced == set()
+    upload.write([b"def"], 3)
+    upload.sync()
+    name = ".backupd/incoming"
+    assert fs.trace == [f"sync {name}/upload-1", f"sync {name}", f"sync {name}/upload-1"]
     upload.close()
 
 
