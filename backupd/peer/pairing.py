@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from backupd.errors import Forbidden, Invalid, PeerFailed, Unauthorized
+from backupd.errors import Busy, Forbidden, Invalid, PeerFailed, Unauthorized
 from backupd.peer.addresses import ANYWHERE, Reach
 from backupd.peer.client import PeerClient
 from backupd.peer.connector import Route, Routes
@@ -127,6 +127,7 @@ class Pairing:
         self._dial = dial
         self._clock = clock
         self._new_token = new_token
+        self._renewing: set[str] = set()
 
     def _check_here(self) -> None:
         """Raises `Invalid` when others could not reach us where our links lead."""
@@ -324,28 +325,42 @@ class Pairing:
         """New tokens and secrets, both ways; the credentials only when the peer is no backupd.
 
         Until the peer has shown the new token the old one holds too: whatever is lost on the way,
-        nobody is locked out. Raises `Invalid`, `PeerFailed`.
+        nobody is locked out. Raises `Invalid`, `Busy`, `PeerFailed`.
         """
         peer = self._peers.get(name)
         if peer.state != "active":
             raise Invalid("name", f"{name!r} is {peer.state}; it has nothing that could be renewed")
-        given = self._credentials()
         if peer.url is None:
+            given = self._credentials()
             return await self._peers.change(name, lambda p: _only(_active(p), given)), given
-        await self._peers.change(name, lambda p: _also(_active(p), given))
+        if name in self._renewing:
+            raise Busy(f"What is shared with {name} is being renewed; that is under way already.")
+        self._renewing.add(name)
+        try:
+            return await self._renew(name, f"{peer.url}/api/v1/peers/self"), None
+        finally:
+            self._renewing.discard(name)
+
+    async def _renew(self, name: str, url: str) -> Peer:
+        # One that does not answer is given nothing: of many tries it may have heard any.
+        await self._client.status(url)
+        given = self._credentials()
+        before = (await self._peers.change(name, lambda p: _also(_active(p), given))).token
         message = {"token": given.token, "signingSecret": given.secret}
-        url = f"{peer.url}/api/v1/peers/self"
         answer = await self._client.tell("PUT", f"{url}/credentials", message)
         theirs = Credentials(token=_text(answer, "token"), secret=_text(answer, "signingSecret"))
         theirs.check()
 
         def settled(peer: Peer | None) -> Peer:
-            peer = _only(_active(peer), given)
+            # What the peer has given us meanwhile, renewing on its own, holds there for certain.
+            peer = _since(_active(peer), token_hash(given.token))
+            if peer.token != before:
+                return peer
             return replace(peer, token=theirs.token, verifies=(theirs.secret,))
 
         changed = await self._peers.change(name, settled)
         await self._client.tell("POST", f"{url}/settled", {})
-        return changed, None
+        return changed
 
     async def renewed(self, peer: Peer, theirs: Credentials) -> Credentials:
         """The peer renews: what it shows us from now on. What it showed before holds until
@@ -368,8 +383,7 @@ class Pairing:
             now = _active(now)
             if shown not in now.shows:
                 raise Unauthorized("This token does not hold any more.")
-            at = now.shows.index(shown)
-            return replace(now, shows=now.shows[at:], signs=now.signs[at:])
+            return _since(now, shown)
 
         return await self._peers.change(peer.name, step)
 
@@ -411,6 +425,12 @@ def _also(peer: Peer, given: Credentials) -> Peer:
         # The first is the one that is known to have arrived.
         shows, signs = (shows[0], *shows[2:]), (signs[0], *signs[2:])
     return replace(peer, shows=shows, signs=signs)
+
+
+def _since(peer: Peer, shown: str) -> Peer:
+    """``peer`` without what is older than the token with the hash ``shown``."""
+    at = peer.shows.index(shown) if shown in peer.shows else 0
+    return replace(peer, shows=peer.shows[at:], signs=peer.signs[at:])
 
 
 def _only(peer: Peer, given: Credentials) -> Peer:

@@ -13,7 +13,7 @@ from twisted.internet.address import IPv4Address
 from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SynchronousTestCase
 
-from backupd.errors import BackupdError, Invalid, NoSuchPeer, PeerFailed, PeerRefused
+from backupd.errors import BackupdError, Busy, Invalid, NoSuchPeer, PeerFailed, PeerRefused
 from backupd.peer.client import PeerClient
 from backupd.peer.connector import Routes
 from backupd.peer.origins import place_of
@@ -38,9 +38,17 @@ class Wire(PeerClient):
         self.lose: Callable[[str], object] = lambda path: None
 
     async def tell(self, method: str, url: str, message: Mapping[str, object]) -> dict[str, object]:
+        return self._exchange(method, url, dict(message))
+
+    async def status(self, url: str) -> dict[str, object]:
+        return self._exchange("GET", url)
+
+    def _exchange(
+        self, method: str, url: str, message: dict[str, object] | None = None
+    ) -> dict[str, object]:
         place = place_of(url)
         token = self._routes(place).token
-        said = self._there[place.origin].ask(method, place.target, dict(message), token)
+        said = self._there[place.origin].ask(method, place.target, message, token)
         self.lose(place.target)
         if said.status >= 300:
             raise PeerRefused(said.json["detail"], said.status, said.json)
@@ -342,6 +350,62 @@ class RotateTests(PairCase):
             now(self.a.service.pairing.rotate("b"))
             self.check()
             assert len(self.peer(self.a, "b").shows) == len(self.peer(self.b, "a").shows) == 1
+
+    def test_both_at_once_lock_out_neither(self) -> None:
+        """Whichever is first, and whenever in it the other begins: before or after the answer."""
+        one: Any = self.a.service.pairing._client
+        for path in ("/api/v1/peers/self/credentials", "/api/v1/peers/self/settled"):
+
+            def meanwhile(target: str, path: str = path) -> None:
+                if target == path:
+                    one.lose = lambda path: None
+                    now(self.b.service.pairing.rotate("a"))
+
+            before = self.tokens()
+            one.lose = meanwhile
+            now(self.a.service.pairing.rotate("b"))
+            self.check()
+            assert not set(before) & set(self.tokens())
+            now(self.a.service.pairing.rotate("b"))
+            self.check()
+            assert len(self.peer(self.a, "b").shows) == len(self.peer(self.b, "a").shows) == 1
+
+    def test_twice_at_once_is_once(self) -> None:
+        """Which of two was heard last is not known here."""
+        wire: Any = self.a.service.pairing._client
+
+        def meanwhile(target: str) -> None:
+            self.raises(Busy, "under way", lambda: now(self.a.service.pairing.rotate("b")))
+
+        wire.lose = meanwhile
+        now(self.a.service.pairing.rotate("b"))
+        self.check()
+        wire.lose = lambda path: None
+        now(self.a.service.pairing.rotate("b"))
+        self.check()
+
+    def test_of_what_was_never_heard_nothing_pushes_out_what_was(self) -> None:
+        """One answer is lost, and then the other server does not hear us for a while."""
+        wire: Any = self.a.service.pairing._client
+
+        def lose(path: str) -> None:
+            if path.endswith("/credentials"):
+                raise PeerFailed("The answer was lost.")
+
+        wire.lose = lose
+        self.raises(PeerFailed, "lost", lambda: now(self.a.service.pairing.rotate("b")))
+
+        async def unheard(*_: object) -> dict[str, object]:
+            raise PeerFailed("Nobody hears.")
+
+        wire.tell = wire.status = unheard
+        for _ in range(4):
+            self.raises(PeerFailed, "hears", lambda: now(self.a.service.pairing.rotate("b")))
+            self.check()
+        del wire.tell, wire.status
+        wire.lose = lambda path: None
+        now(self.a.service.pairing.rotate("b"))
+        self.check()
 
     def test_who_is_out_has_nothing_to_renew(self) -> None:
         now(self.b.service.revoke("a"))
