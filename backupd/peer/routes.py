@@ -33,6 +33,16 @@ def route_to(peer: Peer, place: Place) -> Route:
     return Route(token=peer.token, pin=peer.pin, reach=reach)
 
 
+def _check_in(peers: Peers, place: Place) -> None:
+    """Raises `CallForbidden` where a peer was that is out."""
+    peer = peers.out_at(place.origin)
+    if peer is not None:
+        raise CallForbidden(
+            f"Peer {peer.name} was revoked, and nothing is said to {place.origin} any more; pair "
+            "with it again if it is to be."
+        )
+
+
 class OwnRoutes:
     """For what the operator sends: to a peer as is known of it, to anybody else without a token."""
 
@@ -41,7 +51,10 @@ class OwnRoutes:
 
     def __call__(self, place: Place) -> Route:
         peer = self._peers.by_origin(place.origin)
-        return OPEN_ROUTE if peer is None else route_to(peer, place)
+        if peer is not None:
+            return route_to(peer, place)
+        _check_in(self._peers, place)
+        return OPEN_ROUTE
 
 
 class CallbackRoutes:
@@ -52,7 +65,10 @@ class CallbackRoutes:
 
     def __call__(self, place: Place) -> Route:
         peer = self._peers.by_origin(place.origin)
-        return Route(reach=LOOPBACK) if peer is None else route_to(peer, place)
+        if peer is not None:
+            return route_to(peer, place)
+        _check_in(self._peers, place)
+        return Route(reach=LOOPBACK)
 
 
 class Offers:

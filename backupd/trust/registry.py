@@ -112,6 +112,15 @@ class Peers:
                 return peer
         return None
 
+    def out_at(self, origin: str) -> Peer | None:
+        """The peer that was at this origin until it was revoked, unless another is there now."""
+        if self.by_origin(origin) is not None:
+            return None
+        for peer in self._peers.values():
+            if peer.state == "revoked" and origin in peer.origins:
+                return peer
+        return None
+
     # -- changing ---------------------------------------------------------------------------------
 
     async def change(self, name: str, step: Callable[[Peer | None], Peer]) -> Peer:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from backupd.errors import Forbidden
+from backupd.errors import Forbidden, Over
 from backupd.interfaces import Entry
 from backupd.peer.origins import origin_of
 from backupd.trust.signing import Replays, verify
@@ -36,11 +36,14 @@ def routes(api: Api) -> None:
         return write(request, Answer(said, 202))
 
     def _check(request: StreamingRequest, body: bytes, to: str) -> None:
-        """Raises `Forbidden` when a peer is at ``to``, and it is not that peer that has said this.
+        """Raises `Forbidden` when a peer is at ``to``, and it is not that peer that has said this,
+        and `Over` when that peer is out.
 
         A capability is not enough then: it has been in the other server's hands, and on its disk.
         """
         peer, caller = service.peers.by_origin(origin_of(to)), request.caller.peer
+        if (out := service.peers.out_at(origin_of(to))) is not None:
+            raise Over(f"Peer {out.name} was revoked: nothing is sent to it any more.")
         if caller is not None and (peer is None or caller.name != peer.name):
             raise Forbidden(f"{origin_of(to)} was asked for room, and that is not {caller.name}.")
         if peer is not None and peer.verifies:

@@ -10,7 +10,7 @@ from standardwebhooks.webhooks import Webhook
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from backupd.errors import PeerFailed
+from backupd.errors import CallForbidden, PeerFailed
 from backupd.peer.addresses import ANYWHERE, LOOPBACK, Reach
 from backupd.peer.answers import Answer
 from backupd.peer.origins import place_of
@@ -72,7 +72,7 @@ class RouteTests(RouteCase):
                 assert route.reach == Reach.naming(["10.0.0.0/8"])
 
     def test_nobody_else_is_shown_its_token(self) -> None:
-        """Another scheme or port is another place, and so is a peer that is out."""
+        """Another scheme or port is another place."""
         elsewhere = (
             "http://b.example",
             f"{HOME}:444",
@@ -82,8 +82,16 @@ class RouteTests(RouteCase):
         for routes in (OwnRoutes(self.peers), CallbackRoutes(self.peers)):
             for url in elsewhere:
                 assert routes(place_of(url)).token is None
+
+    def test_who_is_out_is_not_called_at_all(self) -> None:
+        """Not as anybody either: without its key it could be anybody. Who comes after it is."""
         self.put(token="t", revoked_at=1.0)
-        assert OwnRoutes(self.peers)(place_of(HOME)).token is None
+        for routes in (OwnRoutes(self.peers), CallbackRoutes(self.peers)):
+            with pytest.raises(CallForbidden, match="Peer b was revoked"):
+                routes(place_of(f"{HOME}/api"))
+        after = Peer(name="c", created_at=0.0, shows=("i",), origins=(HOME,), url=HOME, token="u")
+        now(self.peers.change("c", lambda _: after))
+        assert OwnRoutes(self.peers)(place_of(HOME)).token == "u"
 
     def test_another_origin_of_it_is_called_without_its_token(self) -> None:
         """The operator may name one that is plain HTTP; the token was made for the other."""

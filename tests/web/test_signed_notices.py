@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from backupd.sender.steps import moved
 from backupd.trust.peers import Right
 from backupd.trust.signing import signed
 from tests.receiver.world import now
@@ -123,3 +124,15 @@ class NoticeTests(NoticeCase):
         now(self.service.revoke("b"))
         problem(self.notice(body, self.sign(body)), 410)
         assert self.state() == "CANCELLED"
+
+    def test_nor_what_was_stored_there_before(self) -> None:
+        """Not by asking for it again as for a damaged copy: it needs no signature any more."""
+        old = self.body()
+        assert self.notice(old, self.sign(old)).status == 202
+        stored = moved("VERIFIED", leaving={"READY"}, now=START)
+        now(self.service.ledger.change_entry(self.entry.entry_id, stored))
+        now(self.service.revoke("b"))
+        again = self.body(linkForServerBtoSendBackupToSeverA="https://b.example/again")
+        said = problem(self.notice(again, {}), 410)
+        assert "revoked" in said.json["detail"]
+        assert self.state() == "VERIFIED"
