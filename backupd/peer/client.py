@@ -108,7 +108,7 @@ class PeerClient:
         return await self.small("POST", link, body, {"Content-Type": "application/json"} | headers)
 
     async def status(self, url: str) -> dict[str, object]:
-        """What the other server tells of a request, or of us. Raises `PeerRefused`, `PeerFailed`."""
+        """What the other server tells of a request, or us. Raises `PeerRefused`, `PeerFailed`."""
         return accepted(url, await self.small("GET", url)).body
 
     async def standing(self, link: str) -> int | None:

@@ -222,7 +222,12 @@ class Trash:
                 days=behind / 86400,
             )
         if latest >= self._see_at:
-            await self._ledger.see(latest)
+            try:
+                await self._ledger.see(latest)
+            except LedgerFailed as error:
+                # On a full volume it is what is removed next that makes room for the note.
+                self._log.error("what time it is was not noted: {why}", why=str(error))
+                return
             self._see_at = latest + SEE_EVERY
 
     async def look(self) -> None:

@@ -184,6 +184,23 @@ class DeleteTests(TrashCase):
         self.sweep()
         assert tried[2:] == [bad.backup_id]
 
+    def test_it_is_emptied_on_a_full_volume(self) -> None:
+        """What time it is cannot be noted there, and what is removed makes room for the note."""
+        backup = self.keep()
+        self.delete(backup)
+        self.sweep()
+
+        async def full(latest: float) -> None:
+            raise LedgerFailed("The ledger could not commit: disk is full.")
+
+        set_attribute(self, self.world.ledger, "see", full)
+        self.clock.advance(PERIOD)
+        with capturedLogs() as logs:
+            self.sweep()
+        assert any("disk is full" in str(one.get("why")) for one in logs)
+        assert self.trashed() == []
+        assert not self.path(backup).parent.exists()
+
     def test_damaged_in_the_trash_is_not_sent_again(self) -> None:
         """Out of it, it is."""
         backup = self.damage(self.keep())
