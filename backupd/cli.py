@@ -288,6 +288,8 @@ def _verify(api: Api, backup: Any, done: Callable[[int], None]) -> Any:
             raise
         # Its sender may be that quick.
         return backup | {"problem": "It is gone; if it was damaged, another copy has its place."}
+    if not now["problem"] and now["verifiedAt"] == backup["verifiedAt"]:
+        return now | {"problem": "It was not read to its end; the daemon's log has why. Try again."}
     return now
 
 

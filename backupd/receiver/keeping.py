@@ -336,10 +336,11 @@ class Keeper:
                 # A bit that turned over in memory on its way here is no damage on the disk.
                 progress.read = 0
                 problem = await self._check(backup, progress, pace)
+            # Only then is it over: whoever waits for it looks on the list next.
+            async with self.places.hold(backup_id):
+                return await self._record(backup_id, problem)
         finally:
             del self.verifying[backup_id]
-        async with self.places.hold(backup_id):
-            return await self._record(backup_id, problem)
 
     async def _record(self, backup_id: str, problem: str | None) -> Backup:
         """Note on the list and beside the file what a verification found."""

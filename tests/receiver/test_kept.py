@@ -31,6 +31,20 @@ class VerifyTests(KeepingCase):
         assert self.listed() == [checked]
         assert self.world.keeper.verifying == {}
 
+    def test_until_the_verdict(self) -> None:
+        """Whoever waits for it does not take it for whole before it is known to be."""
+        backup = self.complete(self.received())
+        verified, seen = self.world.ledger.verified, []
+
+        def note(*arguments: Any, **more: Any) -> Any:
+            seen.append(dict(self.world.keeper.verifying))
+            return verified(*arguments, **more)
+
+        set_attribute(self, self.world.ledger, "verified", note)
+        now(self.world.keeper.verify(backup.backup_id))
+        assert [list(one) for one in seen] == [[backup.backup_id]]
+        assert self.world.keeper.verifying == {}
+
     def damaged(self, damage: Any) -> Backup:
         backup = self.complete(self.received())
         damage(Path(self.world.root, backup.folder, backup.name))
