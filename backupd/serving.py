@@ -38,6 +38,7 @@ from backupd.errors import SettingsError
 from backupd.interfaces import OffThread
 from backupd.peer.origins import is_loopback
 from backupd.settings import Settings
+from backupd.trust.files import read_private
 from backupd.trust.own_key import OWN_CERTIFICATE, OWN_KEY, make_own_key, pin_of
 
 __all__ = ["Listening", "ServerTls", "base_of"]
@@ -65,9 +66,14 @@ class Loaded:
 
 @implementer(IOpenSSLServerConnectionCreator)
 class ServerTls:
-    """Key and certificate of one endpoint; TLS 1.2 at least. Raises `SettingsError`."""
+    """Key and certificate of one endpoint; TLS 1.2 at least. A key that is our ``own`` only we may
+    read. Raises `SettingsError`.
+    """
 
-    def __init__(self, key: str, certificate: str, chain: str = "", clients: str = "") -> None:
+    def __init__(
+        self, key: str, certificate: str, chain: str = "", clients: str = "", *, own: bool = False
+    ) -> None:
+        self._own = own
         self._key = key
         self._certificate = certificate
         self._chain = chain
@@ -85,7 +91,8 @@ class ServerTls:
         if self._chain:
             others += self._certificates(self._chain)
         try:
-            key = load_pem_private_key(_content(self._key), None)
+            content = _private(self._key) if self._own else _content(self._key)
+            key = load_pem_private_key(content, None)
             options: dict[str, Any] = {
                 "privateKey": key,
                 "certificate": first,
@@ -128,6 +135,13 @@ def _content(path: str) -> bytes:
         with open(path, "rb") as file:
             return file.read(1024 * 1024)
     except OSError as error:
+        raise SettingsError(path, f"cannot be read: {error.strerror}") from error
+
+
+def _private(path: str) -> bytes:
+    try:
+        return read_private(path)
+    except FileNotFoundError as error:
         raise SettingsError(path, f"cannot be read: {error.strerror}") from error
 
 
@@ -193,7 +207,8 @@ class Listening:
                 description += f":backlog={BACKLOG}"
             return _Endpoint(serverFromString(self._reactor, description))
         port, given = _parse(description)
-        if "privateKey" in given or "certKey" in given:
+        ours = "privateKey" not in given and "certKey" not in given
+        if not ours:
             certificate = given.get("certKey") or given["privateKey"]
             key = given.get("privateKey") or certificate
         else:
@@ -201,7 +216,7 @@ class Listening:
             make_own_key(own, _own_names(self._settings))
             key, certificate = os.path.join(own, OWN_KEY), os.path.join(own, OWN_CERTIFICATE)
         chain, clients = given.get("extraCertChain", ""), given.get("clientAuthorities", "")
-        tls = ServerTls(key, certificate, chain, clients)
+        tls = ServerTls(key, certificate, chain, clients, own=ours)
         backlog = int(given.get("backlog", BACKLOG))
         plain = TCP4ServerEndpoint(self._reactor, port, backlog, given.get("interface", ""))
         return _Endpoint(plain, tls)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import ssl
@@ -19,11 +20,12 @@ from cryptography import x509
 from twisted.internet import reactor
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.threads import deferToThread
+from twisted.logger import capturedLogs
 
 from backupd.errors import SettingsError
 from backupd.serving import Listening
 from backupd.settings import Settings
-from backupd.trust.own_key import pin_of
+from backupd.trust.own_key import make_own_key, pin_of
 from tests.certificates import Identity, make_identity
 
 
@@ -89,6 +91,42 @@ async def test_a_key_of_our_own_is_made_once(tmp_path: Path) -> None:
     trusting = ssl.create_default_context(cafile=str(key.with_name("certificate.pem")))
     async with listening(tmp_path, description) as one:
         assert await pin_at(one, trusting) == pin  # backupctl trusts it by name
+
+
+def test_a_key_of_our_own_survives_a_power_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its folder is synced where it was made, or peers would know us by a key that is gone."""
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def note(handle: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{handle}"))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", note)
+    own = tmp_path / ".backupd"
+    own.mkdir()
+    make_own_key(str(own), ["localhost"])
+    assert {str(own), str(own / "tls")} < set(synced)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_key_of_our_own_that_others_can_read_stops_the_start(tmp_path: Path) -> None:
+    """Who could read it once may be taken for us by every peer; nor is it taken over on SIGHUP."""
+    description = "ssl:0:interface=127.0.0.1"
+    async with listening(tmp_path, description) as one:
+        key = tmp_path / ".backupd/tls/key.pem"
+        key.chmod(0o640)
+        with capturedLogs() as logs:
+            await one.reload(off)  # type: ignore[arg-type]
+        assert ["chmod 600" in log["why"] for log in logs] == [True]
+    with pytest.raises(SettingsError, match=r"key\.pem.*chmod 600"):
+        async with listening(tmp_path, description):
+            pass
+    key.chmod(0o600)
+    async with listening(tmp_path, description) as one:
+        assert await pin_at(one) == one.pin
 
 
 @pytest_twisted.ensureDeferred

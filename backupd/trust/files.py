@@ -17,7 +17,7 @@ import msgspec
 from backupd.errors import SettingsError, StorageFailed
 from backupd.trust.peers import Peer
 
-__all__ = ["PeerFiles", "read_private", "write_private"]
+__all__ = ["PeerFiles", "read_private", "sync_folder", "write_private"]
 
 _LONGEST = 64 * 1024
 
@@ -54,10 +54,11 @@ def write_private(path: str, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.rename(new, path)
-    _sync(os.path.dirname(path))
+    sync_folder(os.path.dirname(path))
 
 
-def _sync(folder: str) -> None:
+def sync_folder(folder: str) -> None:
+    """What was made or renamed in it is there after a power cut. Raises `OSError`."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(handle)
@@ -99,7 +100,7 @@ class PeerFiles:
         try:
             if not os.path.isdir(self._folder):
                 os.makedirs(self._folder, mode=0o700)
-                _sync(os.path.dirname(self._folder))
+                sync_folder(os.path.dirname(self._folder))
             path = os.path.join(self._folder, f"{peer.name}.json")
             write_private(path, msgspec.json.format(msgspec.json.encode(peer), indent=2))
         except OSError as error:

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from backupd.errors import SettingsError
-from backupd.trust.files import write_private
+from backupd.trust.files import sync_folder, write_private
 
 __all__ = ["OWN_CERTIFICATE", "OWN_KEY", "is_pin", "make_own_key", "pin_of"]
 
@@ -55,6 +55,7 @@ def make_own_key(folder: str, names: Iterable[str]) -> None:
         if os.path.exists(path):
             return
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        sync_folder(folder)
         key = ec.generate_private_key(ec.SECP256R1())
         pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         write_private(key_path, pem)
