@@ -185,15 +185,20 @@ class Bucket:
 
 
 class Pace:
-    """What one transfer draws on."""
+    """What one transfer draws on; ``buckets`` is asked at every turn."""
 
-    def __init__(self, clock: IReactorTime, buckets: Sequence[Bucket]) -> None:
+    def __init__(self, clock: IReactorTime, buckets: Callable[[], Sequence[Bucket]]) -> None:
         self._clock = clock
         self._buckets = buckets
 
+    @property
+    def limits(self) -> bool:
+        """Whether anything limits it now."""
+        return any(one.rate() is not None for one in self._buckets())
+
     async def turn(self, most: int) -> int:
         """Wait for a turn; how many bytes may go now, ``most`` or fewer but one at least."""
-        limits = [(one, rate) for one in self._buckets if (rate := one.rate()) is not None]
+        limits = [(one, rate) for one in self._buckets() if (rate := one.rate()) is not None]
         if not limits:
             return most
         count = max(1, min(most, *(int(rate * TURN) for _, rate in limits)))
@@ -212,7 +217,7 @@ class Pace:
 
     def give_back(self, count: int) -> None:
         """So many of a turn's bytes did not go."""
-        for bucket in self._buckets:
+        for bucket in self._buckets():
             bucket.give_back(count)
 
 
@@ -220,7 +225,7 @@ class Bandwidth:
     """The limits of one direction: of all together, and of each peer that has one of its own.
 
     ``own`` is what a peer's record says, ``wall`` what the times of day go by. What is said later
-    holds for transfers that begin later, or that have a limit already.
+    holds for transfers that are under way too, from their next turn on.
     """
 
     def __init__(
@@ -237,15 +242,19 @@ class Bandwidth:
         self._peers: dict[str, Bucket] = {}
 
     def of(self, peer: str | None) -> Pace | None:
-        """What a transfer of this peer draws on; None while nothing limits it."""
-        buckets = [] if self._together is None else [self._together]
-        if peer is not None and self._own(peer) is not None:
-            if peer not in self._peers:
-                self._peers[peer] = self._bucket(
-                    lambda: Schedule.parse(self._own(peer) or "unlimited")
-                )
-            buckets.append(self._peers[peer])
-        return Pace(self._clock, buckets) if buckets else None
+        """What a transfer of this peer draws on; None when nothing will ever limit it."""
+        if peer is not None:
+            return Pace(self._clock, lambda: self._buckets(peer))
+        together = self._together
+        return None if together is None else Pace(self._clock, lambda: (together,))
+
+    def _buckets(self, peer: str) -> Sequence[Bucket]:
+        together = () if self._together is None else (self._together,)
+        if self._own(peer) is None:
+            return together
+        if peer not in self._peers:
+            self._peers[peer] = self._bucket(lambda: Schedule.parse(self._own(peer) or "unlimited"))
+        return (*together, self._peers[peer])
 
     def _bucket(self, schedule: Callable[[], Schedule]) -> Bucket:
         def rate() -> float | None:

@@ -125,6 +125,7 @@ def _daemon(
     yield Finding("daemon", True, told)
     yield from files()
     yield from _kept(api)
+    yield from _audit(api)
     base = settings.public_url
     if not base and settings.host:
         base = f"{settings.protocol}://{settings.host}"
@@ -180,6 +181,17 @@ def _kept(api: Api) -> Iterator[Finding]:
         yield Finding("scrub", True, told)
     else:
         yield Finding("scrub", False, late, advice)
+
+
+def _audit(api: Api) -> Iterator[Finding]:
+    try:
+        trouble = api.call("GET", "/api/v1/audit?limit=1")["trouble"]
+    except ApiFailed as error:
+        yield Finding("audit log", False, str(error), "see the daemon's log")
+        return
+    told = trouble or "is written"
+    advice = "the daemon goes on, and writes what it has kept once that is mended"
+    yield Finding("audit log", trouble is None, told, advice if trouble else "")
 
 
 def _reach(what: str, url: str) -> Finding:

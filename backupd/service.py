@@ -46,6 +46,7 @@ from backupd.serving import Listening, base_of
 from backupd.settings import Settings
 from backupd.trust.audit import Audit
 from backupd.trust.peers import Limits, Peer
+from backupd.trust.rates import RequestRates
 from backupd.trust.registry import InMemory, Peers
 from backupd.turns import Turns
 from backupd.waiting import Round, go_on, shielded
@@ -154,7 +155,10 @@ class BackupService(Service):
             new_capability=chance.new_capability,
             ledger_room=own.free,
             allowance=self._allowance,
+            is_out=self._is_out,
+            end=lambda request_id, step: go_on(self.intake.end(request_id, step)),
         )
+        self.rates = RequestRates(reactor)
         self.bandwidth_in = Bandwidth(
             settings.bandwidth_in, reactor, lambda name: self._limits(name).bandwidth_in, self.wall
         )
@@ -261,10 +265,14 @@ class BackupService(Service):
         peer = self.peers.find(name)
         return Limits() if peer is None else peer.limits
 
+    def _is_out(self, name: str) -> bool:
+        """Whether a peer of this name was put out."""
+        peer = self.peers.find(name)
+        return peer is not None and peer.state != "active"
+
     def _allowance(self, name: str) -> Allowance:
         """The part of it that counts when room is asked for."""
-        peer = self.peers.find(name)
-        if peer is not None and peer.state != "active":
+        if self._is_out(name):
             # It asked before it was put out, and is decided on only now.
             return Allowance(quota=0, max_pending=0)
         limits = self._limits(name)

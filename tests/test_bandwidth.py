@@ -215,7 +215,29 @@ class KeptTests(SynchronousTestCase):
 
     def test_nothing_said_costs_nothing(self) -> None:
         for said in ("unlimited", "mon = unlimited; * = unlimited"):
-            assert Bandwidth(Schedule.parse(said), self.clock).of("a") is None
+            bandwidth = Bandwidth(Schedule.parse(said), self.clock)
+            assert bandwidth.of(None) is None
+            pace = bandwidth.of("a")
+            assert pace is not None
+            assert not pace.limits
+            assert self.successResultOf(go_on(pace.turn(10**12))) == 10**12
+
+    def test_what_is_said_later_holds_for_what_is_under_way(self) -> None:
+        """A limit that is set, changed, and lifted."""
+        rates: dict[str, str] = {}
+        pace = Bandwidth(Schedule(), self.clock, rates.get).of("a")
+        assert pace is not None
+        assert self.successResultOf(go_on(pace.turn(10**9))) == 10**9
+        for said, rate in (("1 MB/s", 1e6), ("3 MB/s", 3e6)):
+            rates["a"] = said
+            one = Drawing(self.clock, pace)
+            begun = self.clock.seconds()
+            self.pass_by(20)
+            one.stopped = True
+            assert abs(one.within(begun, begun + 20) / (20 * rate) - 1) < 0.05
+            self.pass_by(1)
+        del rates["a"]
+        assert self.successResultOf(go_on(pace.turn(10**9))) == 10**9
 
     def test_a_turn_that_nobody_waits_for_is_given_back(self) -> None:
         bandwidth = Bandwidth(Schedule.parse("10 B/s"), self.clock)

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
+from backupd.errors import Forbidden
 from backupd.interfaces import NO_LIMITS, Allowance, ILedger, IStorage, Room
-from backupd.requests import Ask, Live, VideoId
+from backupd.requests import Ask, BackupRequest, Cancelled, Live, VideoId, ended
 from backupd.settings import Settings
 from backupd.sizes import format_size
 
 __all__ = ["Admission", "Decision"]
+
+End = Callable[[str, Callable[[BackupRequest], BackupRequest]], Deferred[Any]]
 
 NO_LEDGER_ROOM = "ledger-full"
 PEER_TOO_LARGE = "peer-too-large"
@@ -38,7 +44,8 @@ class Admission:
     """Takes reservations, in the same transaction that records the request.
 
     ``ledger_room`` tells the bytes free on the volume of the ledger, which needs the floor too;
-    ``allowance`` what a peer may have.
+    ``allowance`` what a peer may have. ``is_out`` tells whether a peer was revoked; what was
+    admitted for it while that happened ends by ``end``.
     """
 
     _log = Logger()
@@ -54,6 +61,8 @@ class Admission:
         new_capability: Callable[[], str],
         ledger_room: Callable[[], int],
         allowance: Callable[[str], Allowance] = lambda peer: NO_LIMITS,
+        is_out: Callable[[str], bool] = lambda peer: False,
+        end: End = lambda request_id, step: succeed(None),
     ) -> None:
         self._ledger = ledger
         self._storage = storage
@@ -63,6 +72,8 @@ class Admission:
         self._new_capability = new_capability
         self._ledger_room = ledger_room
         self._allowance = allowance
+        self._is_out = is_out
+        self._end = end
         self.draining = False
 
     def _obstacle(self, size: int, growth: int, spare: int) -> str | None:
@@ -93,7 +104,7 @@ class Admission:
         """Decide on one ask. "Yes" is durable when this returns.
 
         A live request for the same video is changed by this ask, or, when a ``fresh`` one is
-        wanted, left and returned as it is.
+        wanted, left and returned as it is. Raises `Forbidden` when the peer is out meanwhile.
         """
         ask = Ask(
             request_id=self._new_id(),
@@ -172,6 +183,14 @@ class Admission:
             fresh=fresh,
             allowance=allowance,
         )
+        if request is not None and self._is_out(ask.peer):
+            # It was on its way into the ledger while its peer was put out: whoever did that has
+            # ended only what was there already.
+            reason = f"Peer {ask.peer} was revoked."
+            now = self._clock.seconds()
+            step = functools.partial(ended, kind=Cancelled, reason=reason, now=now)
+            await self._end(request.ask.request_id, step)
+            raise Forbidden(reason)
         decision = self._decide(ask, request, found, left)
         self._log.info(
             "request {request_id} {verdict}: video {video} of {peer}, {size} bytes, "

@@ -20,6 +20,9 @@ class _Paced:
         self._owed = 0
 
     def read(self) -> Deferred[bytes]:
+        if not self._pace.limits:
+            self._owed = 0
+            return self._source.read()
         return go_on(self._read())
 
     async def _read(self) -> bytes:
@@ -44,6 +47,8 @@ class _PacedStraight(_Paced):
         self._straight = source
 
     def read_into(self, buffer: memoryview) -> Deferred[int]:
+        if not self._pace.limits:
+            return self._straight.read_into(buffer)
         return go_on(self._read_into(buffer))
 
     async def _read_into(self, buffer: memoryview) -> int:

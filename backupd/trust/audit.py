@@ -203,6 +203,11 @@ class Audit:
             self._log.error("{why} Events are kept in memory, up to a number.", why=why)
         self.trouble = why
 
+    @property
+    def waiting(self) -> int:
+        """Events that are not on the disk, those that were only counted too."""
+        return len(self._waiting) + self._lost
+
     async def read(self, after: int | None, limit: int) -> list[dict[str, Any]]:
         """The first events after that number, or the last ones. Raises `StorageFailed`."""
         return [] if self._lines is None else await self._off(self._lines.read, after, limit)

@@ -23,7 +23,6 @@ from backupd.trust.peers import Peer, token_hash
 from backupd.web.cors import allow
 from backupd.web.endpoint import note_refusal, problem, write
 from backupd.web.forwarded import Proxies, Way
-from backupd.web.rates import RequestRates
 from backupd.web.site import StreamingRequest
 
 __all__ = ["Guard"]
@@ -41,7 +40,6 @@ class Guard(Resource):
         self._service = service
         self._inner = inner
         self._proxies = Proxies(service.settings.trusted_proxies)
-        self._rates = RequestRates(service.reactor)
         self._under_way: dict[str, set[StreamingRequest]] = {}
         service.peers.watch(self._changed)
 
@@ -53,7 +51,7 @@ class Guard(Resource):
         request.caller = self._caller(request)
         try:
             if request.caller.peer is not None:
-                self._rates.take(request.caller.peer)
+                self._service.rates.take(request.caller.peer)
             self._check(request, request.way)
         except BackupdError as error:
             if isinstance(error, Forbidden | Misdirected):

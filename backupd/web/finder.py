@@ -34,7 +34,7 @@ class Finder:
         self._service = service
 
     async def by_capability(self, capability: str, caller: Caller = STRANGER) -> BackupRequest:
-        """Raises `NoSuchRequest`, also when it ended too long ago.
+        """Raises `NoSuchRequest`, also when it ended too long ago, and `TooManyRequests`.
 
         A capability is enough; but a peer that shows its token besides does not use another's.
         """
@@ -43,7 +43,12 @@ class Finder:
             caller.peer is not None and not caller.sees(request.ask.peer)
         ):
             raise NoSuchRequest(NO_REQUEST)
-        return self._remembered(self.still_in(request))
+        self.still_in(request)
+        # With a token the guard has counted it.
+        owner = self._service.peers.find(request.ask.peer)
+        if owner is not None and caller.peer is None and not caller.operates:
+            self._service.rates.take(owner)
+        return self._remembered(request)
 
     def still_in(self, request: BackupRequest) -> BackupRequest:
         """Raises `NoSuchRequest` when its peer was revoked."""

@@ -74,6 +74,14 @@ class Metrics:
             registry=registry,
         )
         self._verified_before = 0
+        self._audit_failing = Gauge(
+            "backupd_audit_failing", "1 while the audit log cannot be written", registry=registry
+        )
+        self._audit_waiting = Gauge(
+            "backupd_audit_events_waiting",
+            "Events of the audit log that are not on the disk yet",
+            registry=registry,
+        )
         self._answers = Histogram(
             "backupd_http_request_seconds",
             "From the headers of a request to its answer",
@@ -119,6 +127,8 @@ class Metrics:
         oldest = now if condition.verified_at is None else condition.verified_at
         self._damaged.set(condition.damaged)
         self._oldest.set(max(0.0, now - oldest))
+        self._audit_failing.set(service.audit.trouble is not None)
+        self._audit_waiting.set(service.audit.waiting)
         verified = service.keeper.bytes_verified
         self._verified.inc(verified - self._verified_before)
         self._verified_before = verified

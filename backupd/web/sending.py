@@ -33,6 +33,9 @@ SHARED = 4 * 1024 * 1024
 CACHED = 16 * 1024 * 1024
 """Bytes of a file that is in the page cache that are looked for at once; they need no room."""
 
+PIECE = 2 * 1024 * 1024
+"""Bytes that are sent before a limit that was set meanwhile is looked at."""
+
 AHEAD = 2
 """Windows that are made ready while one is sent."""
 
@@ -114,7 +117,7 @@ class Valve:
             return await self._send(window, offset)
         sent = 0
         while sent < window.length:
-            count = await self.turn(window.length - sent)
+            count = await self.turn(min(PIECE, window.length - sent))
             data = None if window.data is None else window.data[sent : sent + count]
             moved = await self._send(Window(count, window.descriptor, data), offset + sent)
             sent += moved

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.integration.daemons import Daemon
+from tests.integration.daemons import Daemon, wait_until
 from tests.integration.plain import PlainSender
 
 DATA = b"a video of some bytes" * 1000
@@ -54,3 +54,19 @@ def test_without_the_token_it_says_so(tmp_path: Path) -> None:
     with Daemon(tmp_path) as daemon:
         done = daemon.ctl("--token", "wrong", "doctor")
         assert (done.code, "control token" in done.out) == (1, True)
+
+
+def test_an_audit_log_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    """The daemon goes on, and can take work."""
+    own = tmp_path / "daemon" / ".backupd"
+    (own / "audit.jsonl").mkdir(parents=True)
+    own.chmod(0o700)
+    with Daemon(tmp_path) as daemon:
+        assert daemon.call("GET", "/api/v1/peers").status == 401
+        wait_until(lambda: "The audit log" in daemon.text(), "it is in the daemon's log")
+        assert daemon.call("GET", "/readyz").status == 200
+        done = daemon.ctl("doctor", "--json")
+        assert done.code == 1
+        told = {one["what"]: one for one in done.json}
+        assert (told["audit log"]["well"], told["daemon"]["well"]) == (False, True)
+        assert "audit.jsonl cannot be" in told["audit log"]["told"]

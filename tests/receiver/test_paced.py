@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
@@ -97,6 +99,30 @@ class PacedTests(SynchronousTestCase):
         assert isinstance(limited, StraightSource)
         limited.abort()
         assert (source.aborted, limited.silent_for(), limited.filling()) == (1, 4.5, 7)
+
+    def test_a_limit_that_is_set_meanwhile_holds_at_once(self) -> None:
+        """And lifted, no more; until then what comes is passed on as it is."""
+        for source in (Straight(2**21), Pieces(50_000)):
+            rates: dict[str, str] = {}
+            limited = paced(source, Bandwidth(Schedule(), self.clock, rates.get).of("a"))
+
+            def read(limited: Source = limited) -> Deferred[Any]:
+                room = memoryview(bytearray(2**21))
+                if isinstance(limited, StraightSource):
+                    return limited.read_into(room)
+                return limited.read()
+
+            for _ in range(100):
+                self.successResultOf(read())
+            rates["a"] = "1 kB/s"
+            self.successResultOf(read())
+            waits = [one for _ in range(9) if not (one := read()).called]
+            assert waits, source
+            del rates["a"]
+            self.pass_by(60)
+            for one in waits:
+                self.successResultOf(one)
+            self.successResultOf(read())
 
     def test_no_limit_is_no_wrapper(self) -> None:
         source = Straight(1000)

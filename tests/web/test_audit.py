@@ -159,6 +159,16 @@ class AuditTests(ClosedCase):
         assert self.ask("DELETE", f"{BACKUPS}/{backup}", token="b").status == 200
         said = self.ask("GET", "/api/v1/audit", token=CONTROL).json
         assert said["trouble"] == "The audit log cannot be written: EIO."
+        assert self.metric("backupd_audit_failing") == 1
+        assert self.metric("backupd_audit_events_waiting") > 0
+        assert self.ask("GET", "/readyz", token=CONTROL).status == 200
         self.server.events.fails = None
         self.reactor.advance(5)
         self.one("deleted", what=backup)
+        assert self.metric("backupd_audit_failing") == 0
+        assert self.metric("backupd_audit_events_waiting") == 0
+
+    def metric(self, name: str) -> float:
+        told = self.ask("GET", "/metrics", token=CONTROL).body.decode()
+        (line,) = [one for one in told.splitlines() if one.startswith(f"{name} ")]
+        return float(line.split()[1])

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+from twisted.internet.defer import Deferred
 
 from backupd.trust.peers import Limits, Right
 from tests.receiver.world import now
@@ -11,6 +16,7 @@ from tests.web.closed import CONTROL, ClosedCase, Said
 
 REQUESTS = "/api/v1/backup/requests"
 BACKUPS = "/api/v1/backups"
+CALLBACK = "linkForServerAtoNoticeServerBWhenServerAIsReady"
 
 
 def problem(said: Said, status: int) -> Said:
@@ -285,6 +291,33 @@ class RevokedTests(ClosedCase):
         problem(self.ask("PUT", link, b"video"), 404)
         request = self.ask("GET", f"{REQUESTS}/{request_id}", token=CONTROL).json
         assert (request["state"], request["reason"]) == ("CANCELLED", "Peer b was revoked.")
+
+    def test_what_is_on_its_way_into_the_ledger_has_no_room_either(self) -> None:
+        """It waits for the group commit while its peer is put out, and is committed after that."""
+        ledger, gate = self.service.ledger, Deferred[None]()
+        admit = ledger.admit
+
+        def later(*given: Any, **named: Any) -> Deferred[Any]:
+            return gate.addCallback(lambda _: admit(*given, **named))
+
+        link = "https://b.example/ready"
+        body = json.dumps({"videoId": 2, "diskEmptySpaceRequire": 5, CALLBACK: link}).encode()
+        lines = [
+            "POST /api/v1/backup/can-accept-backup HTTP/1.1",
+            "Host: a.example",
+            "Authorization: Bearer b",
+            "Content-Type: application/json",
+            f"Content-Length: {len(body)}",
+        ]
+        with mock.patch.object(ledger, "admit", later):
+            talk = self.talk()
+            talk.say("\r\n".join([*lines, "", ""]).encode() + body)
+            now(self.service.revoke("b"))
+            gate.callback(None)
+        requests = self.ask("GET", REQUESTS, token=CONTROL).json["requests"]
+        states = [(one["state"], one["reason"]) for one in requests]
+        assert states == [("CANCELLED", "Peer b was revoked.")]
+        assert now(ledger.totals()).promised == 0
 
     def test_its_upload_is_cut_and_its_room_is_free(self) -> None:
         request_id = self.room("b").json["requestId"]

@@ -32,6 +32,22 @@ class RequestsTests(ClosedCase):
         assert here.room("a", 2).status == 429
         assert here.ask("GET", "/no/such/place", token="a").status == 429
 
+    def test_links_count_without_a_token_too(self) -> None:
+        """Each request once, whichever way it comes; the operator's own do not count."""
+        here = self.server
+        here.put("a", SEND, limits=Limits(requests_per_second=3))
+        request_id = here.room("a", 1).json["requestId"]
+        link = f"/api/v1/backup/receive-backup/{here.capability(request_id)}"
+        assert here.ask("POST", link, {"videoId": 1}, CONTROL).status == 200
+        here.reactor.advance(1)
+        statuses = [
+            here.ask("POST", link, {"videoId": 1}, token).status
+            for token in (None, "a", None, None, "a", CONTROL)
+        ]
+        assert statuses == [200, 200, 200, 429, 429, 200]
+        here.reactor.advance(1)
+        assert here.ask("POST", link, {"videoId": 1}).status == 200
+
 
 class UploadsTests(ClosedCase):
     def test_one_upload_too_many_is_told_when_to_come(self) -> None:
@@ -67,12 +83,14 @@ class SaidTests(ClosedCase):
         assert answer.status == 200
         kept = "mon-fri 08:00-18:00 = 20 Mbit/s; * = unlimited"
         assert answer.json["limits"]["bandwidthIn"] == kept
-        assert here.service.bandwidth_in.of("a") is not None
-        assert here.service.bandwidth_out.of("a") is not None
-        assert here.service.bandwidth_in.of("b") is None
+        way_in, way_out = here.service.bandwidth_in, here.service.bandwidth_out
+        here.reactor.advance(-here.reactor.seconds() % 86400 + 4 * 86400 + 12 * 3600)
+        paces = [way_in.of("a"), way_out.of("a"), way_in.of("b")]
+        assert [pace is not None and pace.limits for pace in paces] == [True, True, False]
         none = {"limits": {"bandwidthIn": None}}
         assert here.ask("PATCH", "/api/v1/peers/a", none, CONTROL).status == 200
-        assert here.service.bandwidth_in.of("a") is None
+        assert paces[0] is not None
+        assert not paces[0].limits, "and it is lifted for what is under way"
 
     def test_what_makes_no_sense_is_named(self) -> None:
         here = self.server

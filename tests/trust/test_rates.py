@@ -8,7 +8,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from backupd.errors import TooManyRequests
 from backupd.trust.peers import Limits, Peer
-from backupd.web.rates import RequestRates
+from backupd.trust.rates import RequestRates
 
 
 def peer(rate: float | None, name: str = "a") -> Peer:
