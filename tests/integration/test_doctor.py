@@ -62,6 +62,7 @@ def test_an_audit_log_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (own / "audit.jsonl").mkdir(parents=True)
     own.chmod(0o700)
     with Daemon(tmp_path) as daemon:
+        daemon.incidents_expected = True
         assert daemon.call("GET", "/api/v1/peers").status == 401
         wait_until(lambda: "The audit log" in daemon.text(), "it is in the daemon's log")
         assert daemon.call("GET", "/readyz").status == 200
