@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 
-from backupd.errors import UploadCut
-from backupd.waiting import KeyedLocks, go_on, shielded
+from backupd.errors import BackupdError, UploadCut
+from backupd.waiting import KeyedLocks, Round, go_on, shielded
 from tests.outcomes import pending, result_of
 
 
@@ -196,3 +197,55 @@ class TestWhenIdle:
         assert not pending(idle)
         assert [pending(work) for work in works] == [False] * 3
         assert len(locks) == 0
+
+
+class TestRound:
+    """`Round`: a job of a loop, never twice at a time, never forgotten."""
+
+    def setup_method(self) -> None:
+        self.clock = Clock()
+        self.begun: list[Deferred[None]] = []
+
+        async def job() -> None:
+            end: Deferred[None] = Deferred()
+            self.begun.append(end)
+            await end
+
+        self.round = Round(job, self.clock)
+
+    def test_asked_for_while_it_runs_it_runs_once_more(self) -> None:
+        """What changed behind its back is not left to the next tick; however often it changed."""
+        for _ in range(3):
+            self.round.run()
+        assert len(self.begun) == 1
+        self.begun[0].callback(None)
+        self.clock.advance(0)
+        assert len(self.begun) == 2
+        self.begun[1].callback(None)
+        self.clock.advance(60)
+        assert len(self.begun) == 2
+
+    def test_it_goes_on_after_what_is_foreseen(self) -> None:
+        self.round.run()
+        self.begun[0].errback(BackupdError("The disk is full."))
+        self.round.run()
+        assert len(self.begun) == 2
+
+    def test_it_goes_on_after_a_defect_which_is_told(self) -> None:
+        self.round.run()
+        with capturedLogs() as logged:
+            self.begun[0].errback(ZeroDivisionError())
+        assert [event["log_failure"].type for event in logged] == [ZeroDivisionError]
+        self.round.run()
+        assert len(self.begun) == 2
+
+    def test_a_stop_waits_for_it_and_forgets_what_was_asked_for(self) -> None:
+        self.round.run()
+        self.round.run()
+        stopped = self.round.stop()
+        assert not stopped.called
+        self.begun[0].callback(None)
+        assert stopped.called
+        self.clock.advance(60)
+        self.round.run()
+        assert len(self.begun) == 1

@@ -31,6 +31,7 @@ from tests.simulation.coverage import ENTRY_MOVES, MOVES, STATES
 from tests.simulation.history import Outcome, run
 from tests.simulation.plan import draw
 from tests.simulation.shrink import shrink, without
+from tests.simulation.taken_apart import unheard
 
 __all__ = ["Figures", "many", "ready"]
 
@@ -42,8 +43,7 @@ def ready() -> None:
     """Make this process fit for many histories: no log, and no garbage to look through."""
     nowhere = cast(ILogObserver, lambda event: None)
     globalLogBeginner.beginLoggingTo([nowhere], redirectStandardIO=False, discardBuffer=True)
-    # What a dead process leaves suspended complains when it is taken apart; it cannot do more.
-    sys.unraisablehook = lambda what: None
+    sys.unraisablehook = unheard(sys.unraisablehook)
     gc.disable()
     gc.collect()
     gc.freeze()

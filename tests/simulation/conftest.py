@@ -8,10 +8,12 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.simulation.taken_apart import unheard
+
 
 @pytest.fixture(autouse=True)
 def taken_apart(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What dead processes left suspended complains when it is taken apart: here, and unheard."""
+    """What dead processes left suspended is taken apart within the test that killed them."""
+    monkeypatch.setattr(sys, "unraisablehook", unheard(sys.unraisablehook))
     yield
-    monkeypatch.setattr(sys, "unraisablehook", lambda what: None)
     gc.collect()

@@ -240,6 +240,21 @@ class Disk:
             return None
         return bytes(found.data) if isinstance(found, Inode) else None
 
+    def durable(self, path: str) -> bytes | None:
+        """What a power cut leaves of a file for certain."""
+        found: Inode | Folder | None = self.root
+        for part in path.split("/")[1:]:
+            found = found.durable.get(part) if isinstance(found, Folder) else None
+        return bytes(found.durable) if isinstance(found, Inode) else None
+
+    def occupied(self, path: str) -> int | None:
+        """Bytes of the blocks of a file, None when there is none."""
+        try:
+            found = self.find(path)[2]
+        except OSError:
+            return None
+        return found.blocks * BLOCK if isinstance(found, Inode) else None
+
     def names(self, path: str) -> list[str]:
         """What is in a folder."""
         try:

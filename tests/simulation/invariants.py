@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
-from backupd.interfaces import Entry
-from backupd.requests import BackupRequest, Offered, Receiving, Stored, state_name
-from backupd.storage import sidecar
-from tests.simulation.disk import Folder, Inode
+from backupd.interfaces import Entry, Totals
+from backupd.own_time import SLEW
+from backupd.requests import (
+    MAX_TRIES,
+    BackupRequest,
+    Offered,
+    Pending,
+    Receiving,
+    Stored,
+    Storing,
+    state_name,
+)
+from tests.simulation.kept_watch import KeptWatch, Violation
 from tests.simulation.machine import ROOT
 
 if TYPE_CHECKING:
@@ -20,9 +30,8 @@ __all__ = ["Violation", "Watch"]
 
 INCOMING = f"{ROOT}/.backupd/incoming"
 
-
-class Violation(Exception):
-    """Something that must never be; says what."""
+LATE = 900.0
+"""Seconds by which what time ends may be late, with every fault that a plan has."""
 
 
 def _of(there: bytes, meant: Sequence[bytes]) -> bool:
@@ -42,18 +51,43 @@ class Watch:
         self._plan = history.plan
         self._contents: dict[tuple[str, str], list[bytes]] = {}
         for video in self._plan.videos:
-            self.allow(history.machines[video.machine].url, video.name, video.content())
+            self.allow(history.machines[video.machine].peer, video.name, video.content())
+        self._parts: dict[str, list[bytes]] = {}
+        self._out: dict[tuple[str, str], float] = {}
+        self._wants_out: dict[tuple[str, str], None] = {}
         self._offsets: dict[str, int] = {}
         self._states: dict[str, str] = {}
         self._sizes: dict[str, int] = {}
         self._capabilities: dict[str, str] = {}
-        self._kept: dict[str, str] = {}
+        self.kept = KeptWatch(history)
+        self._leases: dict[str, tuple[str, float, float, int, float]] = {}
+        self._free: dict[str, float] = {}
         self._entries: dict[str, str] = {}
         self._cancelled: dict[str, None] = {}
 
     def allow(self, peer: str, video: str, content: bytes) -> None:
         """These bytes may be what a peer sends as a video."""
         self._contents.setdefault((peer, video), []).append(content)
+
+    def out(self, machine: Machine, peer: str) -> None:
+        """A machine has revoked a peer, and said so."""
+        self._out[machine.name, peer] = self._history.timeline.now
+
+    def is_out(self, machine: Machine, entry: Entry) -> bool:
+        """Whether the one is not heard by the other any more, or does not want to be."""
+        to = self._receiver(entry)
+        return (to.name, machine.peer) in self._wants_out or (
+            machine.name,
+            to.peer,
+        ) in self._wants_out
+
+    def wants_out(self, machine: Machine, peer: str) -> None:
+        """A machine is about to revoke a peer."""
+        self._wants_out[machine.name, peer] = None
+
+    def allow_part(self, peer: str, content: bytes) -> None:
+        """These bytes may be what a peer sends as a part of a video that has no name yet."""
+        self._parts.setdefault(peer, []).append(content)
 
     def cancelled(self, machine: Machine, entry_id: str) -> None:
         """The operator does not want this entry any more."""
@@ -65,23 +99,30 @@ class Watch:
         """Everything that has to hold at any moment."""
         self._requests(machine)
         self._uploads(machine)
-        self._backups(machine)
+        self.kept.look(machine)
+        self.kept.files(machine)
         self._sending(machine)
+        if machine.ready:
+            self._blocks(machine)
         if machine.quiet:
             self._room(machine)
+            self._sums(machine)
+            if machine.ready_for(LATE):
+                self._late(machine)
         if machine.disk.full and not any(action.kind == "fill" for action in self._plan.actions):
             self._fail(machine, "had no room for what it had promised")
 
-    def _fail(self, machine: Machine, what: str) -> None:
-        raise Violation(f"{machine.name} {what}")
+    def _fail(self, machine: Machine, what: str) -> NoReturn:
+        self.kept.fail(machine, what)
 
     def _requests(self, machine: Machine) -> None:
-        turns: dict[str, int] = {}
+        taken: dict[str, str] = {}
         for request_id, row in machine.books.rows.items():
             request = row.request
             self._followed(machine, request_id, request)
             if isinstance(request, Offered | Receiving):
-                turns[request.ask.peer] = turns.get(request.ask.peer, 0) + 1
+                taken[request.ask.turn] = request.ask.peer
+        turns = Counter(taken.values())
         most = machine.settings.max_concurrent_transfers
         if sum(turns.values()) > most:
             self._fail(machine, f"has given {sum(turns.values())} turns; {most} are allowed")
@@ -99,8 +140,14 @@ class Watch:
             self._history.outcome.moves[f"{before or 'nothing'} -> {state}"] += 1
             if before in ("STORED", "EXPIRED", "CANCELLED", "FAILED"):
                 self._fail(machine, f"let {request_id} go from {before} to {state}")
+        if not isinstance(request, Stored) and getattr(request, "tries", 0) >= MAX_TRIES:
+            self._fail(machine, f"gives {request_id} one try too many")
+        self._in_time(machine, request_id, before, request)
         # Whoever asks again may ask for less than has come already.
         self._sizes[request_id] = max(request.ask.size, self._sizes.get(request_id, 0))
+        since = self._out.get((machine.name, request.ask.peer))
+        if since is not None and before == "" and request.ask.created_at > since + 1.0:
+            self._fail(machine, f"has admitted {request_id} of a peer that is out")
         owner = self._capabilities.setdefault(request.ask.capability, request_id)
         if owner != request_id:
             self._fail(machine, f"gave one capability to {owner} and {request_id}")
@@ -119,15 +166,17 @@ class Watch:
                 self._fail(machine, f"took {upload.offset} bytes for {request.ask.size}")
             if not upload.offset or state_name(request) == "STORING":
                 continue
-            there = self._durable(machine, f"{INCOMING}/{upload_id}")
+            there = machine.disk.durable(f"{INCOMING}/{upload_id}")
             if upload.partial:
                 final = next((f for _, f in books.uploads.values() if upload_id in f.parts), None)
                 if final is not None and final.offset:
                     continue  # its bytes are on their way into the whole
                 if final is not None and there is None:
                     # The first part's file becomes the whole's before that is recorded.
-                    there = self._durable(machine, f"{INCOMING}/{final.upload_id}")
+                    there = machine.disk.durable(f"{INCOMING}/{final.upload_id}")
             meant = self._contents.get((request.ask.peer, str(request.ask.video)), [])
+            if request.ask.part:
+                meant = self._parts.get(request.ask.peer, [])
             if there is None:
                 self._fail(machine, f"recorded {upload.offset} bytes of {upload_id}: no such file")
             elif upload.partial and any(there[: upload.offset] in one for one in meant):
@@ -137,34 +186,6 @@ class Watch:
                     machine,
                     f"recorded {upload.offset} bytes of {upload_id} that a power cut would take",
                 )
-
-    def _durable(self, machine: Machine, path: str) -> bytes | None:
-        """What a power cut leaves of a file for certain."""
-        found: Inode | Folder | None = machine.disk.root
-        for part in path.split("/")[1:]:
-            found = found.durable.get(part) if isinstance(found, Folder) else None
-        return bytes(found.durable) if isinstance(found, Inode) else None
-
-    def _backups(self, machine: Machine) -> None:
-        for backup_id, (_, backup) in machine.books.backups.items():
-            if backup.problem is not None:
-                continue  # it may be giving way to a copy that is whole
-            there = self._durable(machine, f"{ROOT}/{backup.folder}/{backup.name}")
-            if there is None:
-                self._fail(machine, f"lists {backup_id}, whose file a power cut would take")
-            elif len(there) != backup.size or (
-                backup_id not in self._kept and hashlib.sha256(there).hexdigest() != backup.sha256
-            ):
-                self._fail(machine, f"lists {backup_id} with bytes that are not its own")
-            said = self._durable(machine, f"{ROOT}/{backup.folder}/backup.json")
-            if backup_id not in self._kept and said is not None:
-                try:
-                    said = said if sidecar.decode(said, backup.folder) == backup else None
-                except ValueError:
-                    said = None
-            if said is None:
-                self._fail(machine, f"lists {backup_id}, whose description a power cut would take")
-            self._kept[backup_id] = backup.sha256
 
     def _sending(self, machine: Machine) -> None:
         for entry_id, (_, entry) in machine.books.entries.items():
@@ -178,10 +199,12 @@ class Watch:
 
     def _told_stored(self, machine: Machine, entry: Entry) -> None:
         receiver = self._receiver(entry)
+        if self.kept.may_be_gone(entry.backup_id or ""):
+            return  # by the operator's will, and meanwhile
         kept = receiver.books.backups.get(entry.backup_id or "")
-        contents = self._contents[machine.url, str(entry.video)]
+        contents = self._contents[machine.peer, str(entry.video)]
         right = [hashlib.sha256(content).hexdigest() for content in contents]
-        if kept is None or kept[1].sha256 not in right:
+        if kept is None or kept[1].sha256 not in right or kept[1].sha256 != entry.sha256:
             self._fail(machine, f"believes that video {entry.video} is stored, and it is not")
 
     def _receiver(self, entry: Entry) -> Machine:
@@ -198,6 +221,95 @@ class Watch:
                 "more than it may",
             )
 
+    def _sums(self, machine: Machine) -> None:
+        """The sums in memory are those of the rows."""
+        service, books = machine.service, machine.books
+        if service is None:
+            return
+        sums: list[Totals] = []
+        service.ledger.totals().addCallback(sums.append)
+        if sums != [books.totals()]:
+            self._fail(machine, f"counts {sums}, and there is {books.totals()}")
+
+    def _blocks(self, machine: Machine) -> None:
+        """No upload counts more as allocated than its file has: allocate, then mark; unmark, then
+        free.
+        """
+        books = machine.books
+        for upload_id, (_, upload) in books.uploads.items():
+            row = books.alive.get(upload.request_id)
+            if upload.parts or upload.partial or row is None:
+                continue  # bytes on their way from one file into another
+            occupied = machine.disk.occupied(f"{INCOMING}/{upload_id}")
+            if occupied is None and isinstance(row.request, Storing):
+                occupied = machine.disk.occupied(
+                    f"{ROOT}/{row.request.backup.folder}/{row.request.backup.name}"
+                )
+            if upload.allocated > (occupied or 0):
+                self._fail(
+                    machine,
+                    f"counts {upload.allocated} bytes of {upload_id} as allocated, "
+                    f"which has {occupied}",
+                )
+
+    # -- time -------------------------------------------------------------------------------------
+
+    def _in_time(
+        self, machine: Machine, request_id: str, before: str, request: BackupRequest
+    ) -> None:
+        """No lease and no patience ends before its time, whatever the wall clock does."""
+        state, now = state_name(request), self._history.timeline.now
+        if state not in ("PENDING", "EXPIRED"):
+            until = getattr(request, "lease_until", None) or getattr(request, "expires_at", None)
+            known = self._leases.get(request_id)
+            if until is not None and (known is None or known[:2] != (state, until)):
+                # The last of a body that is cut for its silence gives it a new lease, for no time.
+                since, last = now, now
+                if known is not None and known[0] == state:
+                    since, last = (known[4], now) if now - known[4] > 1.0 else (known[2], known[4])
+                self._leases[request_id] = state, until, since, machine.lives, last
+            return
+        known = self._leases.pop(request_id, None)
+        if known is None or known[0] != before or known[3] != machine.lives:
+            return  # whoever starts believes the clock
+        had = (now - known[2]) * (1 + SLEW) + 1.0
+        settings = machine.settings
+        if isinstance(request, Pending) and "whole lease" in (request.last_error or ""):
+            if had < settings.offer_lease:
+                self._fail(machine, f"took the turn of {request_id} after {had} seconds")
+        elif state == "EXPIRED" and before == "RECEIVED" and had < settings.upload_expiry:
+            self._fail(machine, f"let {request_id} expire after {had} seconds")
+
+    def _late(self, machine: Machine) -> None:
+        """What time ends has ended, and nobody waits beside a turn that is free."""
+        assert machine.process is not None
+        now, settings, books = machine.process.seconds(), machine.settings, machine.books
+        rows = books.all_live()
+        for request in rows:
+            request_id = request.ask.request_id
+            if isinstance(request, Offered | Receiving) and request.lease_until < now - LATE:
+                self._fail(machine, f"leaves its turn to {request_id}, whose lease is over")
+            until = request.expires_at
+            if until is not None and until < now - LATE and not isinstance(request, Storing):
+                self._fail(machine, f"lets {request_id} live {now - until} seconds too long")
+        taken = [one.ask for one in rows if isinstance(one, Offered | Receiving)]
+        for request in rows:
+            if not self._could_be_called(machine, request, now) or (
+                len({ask.turn for ask in taken}) >= settings.max_concurrent_transfers
+                or len({ask.turn for ask in taken if ask.peer == request.ask.peer})
+                >= settings.max_per_peer
+            ):
+                self._free.pop(request.ask.request_id, None)
+            elif self._free.setdefault(request.ask.request_id, now) < now - LATE:
+                self._fail(machine, f"lets {request.ask.request_id} wait beside a free turn")
+
+    def _could_be_called(self, machine: Machine, request: BackupRequest, now: float) -> bool:
+        """Whether it waits, and nothing has gone wrong with those in its line."""
+        if not isinstance(request, Pending) or request.attempts or request.due_at > now:
+            return False
+        lane = machine.books.lanes.get((request.ask.peer, request.ask.origin))
+        return lane is not None and not lane.failures
+
     # -- at the end -------------------------------------------------------------------------------
 
     def at_the_end(self) -> None:
@@ -208,8 +320,13 @@ class Watch:
             self._ended(machine)
             self._sent(machine)
             self.look(machine)
+            self.kept.at_the_end(machine)
 
     def _ended(self, machine: Machine) -> None:
+        for name, peer in self._out:
+            known = machine.service.peers.find(peer) if machine.service is not None else None
+            if name == machine.name and known is not None and known.state != "revoked":
+                self._fail(machine, f"has let {peer} in again")
         for request_id, row in machine.books.alive.items():
             self._fail(machine, f"still has {request_id} {state_name(row.request)}")
         if machine.books.totals().promised:
@@ -223,7 +340,9 @@ class Watch:
 
     def _sent(self, machine: Machine) -> None:
         for entry_id, (_, entry) in machine.books.entries.items():
-            if entry.state in ("VERIFIED", "CANCELLED"):
+            if entry.state in ("VERIFIED", "CANCELLED") or self.is_out(machine, entry):
+                continue
+            if machine.started_ahead and "its time is over" in (entry.last_error or ""):
                 continue
             if entry_id in self._cancelled or (self._plan.cramped and entry.state == "ASKING"):
                 continue

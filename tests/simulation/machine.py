@@ -17,6 +17,7 @@ from backupd.own_folder import OwnFolder
 from backupd.service import BackupService
 from backupd.settings import Settings
 from backupd.tap import DISK_THREADS, FOOTPRINT, chance_from, join
+from backupd.trust.registry import InMemory
 from tests.simulation.books import Books
 from tests.simulation.disk import Disk
 from tests.simulation.memory_ledger import MemoryLedger
@@ -25,12 +26,14 @@ from tests.simulation.process import Process, Threads
 from tests.simulation.timeline import Crash, Timeline
 from tests.simulation.view import View
 
-__all__ = ["Machine", "Pace"]
+__all__ = ["CONTROL", "ROOT", "Machine", "Pace"]
 
 T = TypeVar("T")
 P = ParamSpec("P")
 
 ROOT = "/backups"
+CONTROL = "0" * 43
+"""The operator's token."""
 
 
 class Pace:
@@ -53,10 +56,10 @@ class _Own(OwnFolder):
     """The daemon's own folder: there from the beginning, on a volume of its own."""
 
     def __init__(self, settings: Settings) -> None:
-        super().__init__(settings, lambda: "0" * 43)
+        super().__init__(settings, lambda: CONTROL)
 
     def claim(self) -> None:
-        self._token = "0" * 43
+        self._token = CONTROL
 
     def free(self) -> int:
         return 1 << 40
@@ -101,7 +104,16 @@ class Machine:
         self.ledger_fails = 0
         self.crash_at_commit: tuple[int, bool] | None = None
         self.up = True
+        self.peer = self.url
+        """What others know it as."""
+        self.peer_records: InMemory | None = None
+        self.offset = 0.0
+        """By how much its wall clock is ahead of the time that passes."""
+        self.jumped = False
+        self.started_ahead = False
+        """A daemon of it has begun with a wall clock that was ahead, and believed it."""
         self.lives = 0
+        self.started_at = 0.0
         self.process: Process | None = None
         self.service: BackupService | None = None
         self.threads: list[Threads] = []
@@ -122,6 +134,17 @@ class Machine:
     def url(self) -> str:
         return f"http://localhost:{self.port}"
 
+    def wall(self) -> float:
+        """What its wall clock says."""
+        return self.timeline.now + self.offset
+
+    def jump(self, seconds: float) -> None:
+        """Somebody sets its wall clock."""
+        if self.process is not None:
+            self.process.before_jump()
+        self.offset += seconds
+        self.jumped = True
+
     # -- life -------------------------------------------------------------------------------------
 
     def start(self) -> None:
@@ -130,6 +153,8 @@ class Machine:
             return
         self.up = True
         self.lives += 1
+        self.started_at = self.timeline.now
+        self.started_ahead |= self.offset > 0
         life = f"{self._seed}:{self.lives}"
         process = self.process = Process(
             f"{self.name}.{self.lives}", self.timeline, self.network, self
@@ -159,6 +184,10 @@ class Machine:
                 lambda: f"{ids.getrandbits(64):016x}",
             ),
             threads=[],
+            peer_records=self.peer_records,
+            steady=lambda: clock.now,
+            wall=self.wall,
+            begin_time=process.begin_time,
         )
         self.timeline.within(process, self._begin)
 
@@ -299,6 +328,15 @@ class Machine:
             self._sql.close()
 
     # -- for whoever looks ------------------------------------------------------------------------
+
+    def ready_for(self, seconds: float) -> bool:
+        """Whether the daemon has been there for so long."""
+        return self.process is not None and self.timeline.now - self.started_at >= seconds
+
+    @property
+    def ready(self) -> bool:
+        """Whether the daemon has recovered and takes work."""
+        return self.service is not None and self.service.ready
 
     @property
     def quiet(self) -> bool:

@@ -72,6 +72,9 @@ class Plan:
     capacity: dict[str, int] = field(default_factory=dict)
     sqlite: bool = False
     lazy_reads: bool = False
+    peers: bool = False
+    """They know each other, and show tokens."""
+
     cramped: bool = False
     """There is not room for everything."""
 
@@ -107,6 +110,10 @@ def draw(seed: int, *, sqlite_share: float = 0.04) -> Plan:
             "upload_expiry": rng.choice((900.0, 3600.0, 86400.0)),
             "max_sends": rng.choice((1, 2, 4)),
             "shutdown_grace": rng.choice((1.0, 30.0)),
+            "trash_period": rng.choice((60.0, 600.0, 14 * 86400.0)),
+            "keep_last": rng.choice((None, None, 1, 2)),
+            "keep_for": rng.choice((None, None, 300.0)),
+            "minimum_keep": rng.choice((None, 60.0)),
         }
     plan.knobs = {
         "BLOCK": rng.choice((1024, 8192, 2 * 1024 * 1024)),
@@ -127,7 +134,16 @@ def draw(seed: int, *, sqlite_share: float = 0.04) -> Plan:
             plan.actions.append(_fault(plan, names, rng))
     if rng.random() < 0.4:
         _strangers(plan, names, rng)
-    if rng.random() < 0.15:
+    plan.peers = rng.random() < 0.2
+    if plan.peers and rng.random() < 0.4:
+        machine = rng.choice(names)
+        who = rng.choice([name.lower() for name in [*names, "X"] if name != machine])
+        what = {"machine": machine, "who": who}
+        plan.actions.append(Action(rng.uniform(1.0, 100.0), "revoke", what))
+    if rng.random() < 0.2:
+        _again(plan, rng)
+        _keeping(plan, names, rng)
+    elif rng.random() < 0.15:
         plan.cramped = True
         for name in names:
             floor = plan.machines[name]["reserved_space"]
@@ -157,11 +173,15 @@ def _strangers(plan: Plan, names: list[str], rng: random.Random) -> None:
     twice = rng.random() < 0.3
     for number in range(rng.choice((1, 2, 3))):
         size = rng.choice((1, 511, 4096, 20_000, 65_536))
+        spare = rng.choice((0, 0, 5000, 40_000))
         to = rng.choice(names)
         what = {
             "to": to,
             "number": number,
             "size": size,
+            "spare": spare,
+            "directly": rng.random() < 0.3,
+            "habit": rng.choice(HABITS),
             "twice": twice,
             "announced": rng.choice(("none", "none", "right", "wrong")),
             "told": rng.choice((202, 202, 202, 202, 500, 0, 410)),
@@ -171,7 +191,33 @@ def _strangers(plan: Plan, names: list[str], rng: random.Random) -> None:
             "gives_up": rng.random() < 0.3,
         }
         plan.actions.append(Action(rng.uniform(0.5, 40.0), "stranger", what))
-        plan.capacity[to] += size + 49_152
+        plan.capacity[to] += size + spare + 49_152
+
+
+def _again(plan: Plan, rng: random.Random) -> None:
+    """A video is sent once more, changed or as it is: there are two versions of it."""
+    for action in [one for one in plan.actions if one.kind == "send"]:
+        if rng.random() < 0.5:
+            at, to = rng.uniform(60.0, 500.0), action.what["to"]
+            video = plan.videos[action.what["video"]]
+            if rng.random() < 0.7:
+                touched = {"video": action.what["video"], "moved": False}
+                plan.actions.append(Action(at - 1.0, "touch", touched))
+            plan.actions.append(Action(at, "send", action.what))
+            plan.capacity[to] += video.size + 49_152
+
+
+def _keeping(plan: Plan, names: list[str], rng: random.Random) -> None:
+    """What the operators do with what they keep."""
+    for _ in range(rng.choice((1, 2, 4))):
+        what: dict[str, Any] = {
+            "machine": rng.choice((names[0], rng.choice(names))),
+            "how": rng.choice(("delete", "delete", "remove", "undelete", "lock", "lock")),
+            "pick": rng.randrange(5),
+            "operator": rng.random() < 0.5,
+            "seconds": rng.choice((30.0, 600.0, 3600.0)),
+        }
+        plan.actions.append(Action(rng.uniform(5.0, 700.0), "keep", what))
 
 
 def _videos(plan: Plan, names: list[str], rng: random.Random) -> None:
@@ -212,7 +258,12 @@ KINDS = (
     "refuse_connections",
     "touch",
     "verify",
+    "jump",
+    "jump",
 )
+
+JUMPS = (60.0, 3600.0, 5 * 3600.0, 30 * 3600.0, 400 * 86400.0)
+HABITS = (None, None, None, "wrong digest", "wrong size")
 
 
 def _fault(plan: Plan, names: list[str], rng: random.Random) -> Action:
@@ -258,6 +309,9 @@ def _fault(plan: Plan, names: list[str], rng: random.Random) -> Action:
             what = {"video": rng.randrange(len(plan.videos)), "moved": rng.random() < 0.5}
         case "verify":
             what |= {"pick": rng.randrange(5)}
+        case "jump":
+            seconds = rng.choice(JUMPS) * rng.choice((1, -1))
+            what |= {"seconds": seconds, "lasts": rng.choice((0.0, lasts))}
         case "refuse_connections":
             what["lasts"] = lasts
     return Action(at, kind, what)

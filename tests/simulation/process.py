@@ -18,6 +18,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from backupd.errors import ShuttingDown
+from backupd.own_time import OwnTime
 from tests.simulation.network import LOOPBACK, Connector, Network, Port
 from tests.simulation.timeline import Call, Crash, Owner, Timeline
 from tests.simulation.transport import End
@@ -32,6 +33,11 @@ class Host(Protocol):
     """What a process wants of the machine that it runs on."""
 
     up: bool
+    jumped: bool
+    """Whether its wall clock was ever set."""
+
+    def wall(self) -> float:
+        """What its wall clock says."""
 
     def crashed(self, process: Process) -> None:
         """A call of the process ended in `Crash`."""
@@ -77,6 +83,9 @@ class Process(Owner):
         self.machine = machine
         self.ends: dict[End, None] = {}
         self.running = True
+        self._own = OwnTime(machine.wall, lambda: timeline.now)
+        self._latest = 0.0
+        self.skewed = machine.jumped
 
     def died(self) -> None:
         self.machine.crashed(self)
@@ -84,7 +93,24 @@ class Process(Owner):
     # -- IReactorTime -----------------------------------------------------------------------------
 
     def seconds(self) -> float:
-        return self.timeline.now
+        """The daemon's own time, which in production its reactor is given too."""
+        if not self.skewed:
+            return self.timeline.now
+        now = self._own()
+        if now < self._latest:
+            raise AssertionError(f"the daemon's own time went back by {self._latest - now} s")
+        self._latest = now
+        return now
+
+    def before_jump(self) -> None:
+        """The wall clock of its machine is about to be set."""
+        self._own()
+        self.skewed = True
+
+    def begin_time(self, latest: float | None) -> None:
+        """What it remembers of the life before."""
+        if self.skewed:
+            self._own.begin(latest)
 
     def callLater(
         self,
@@ -95,8 +121,11 @@ class Process(Owner):
     ) -> Call:
         if kwargs:
             inner = callable
-            return self.timeline.after(delay, self, lambda: inner(*args, **kwargs))
-        return self.timeline.after(delay, self, callable, *args)
+            call = self.timeline.after(delay, self, lambda: inner(*args, **kwargs))
+        else:
+            call = self.timeline.after(delay, self, callable, *args)
+        call.due = self.seconds() + delay
+        return call
 
     def getDelayedCalls(self) -> list[Call]:
         return []

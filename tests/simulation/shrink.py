@@ -24,8 +24,14 @@ def kind_of(violation: str | None) -> str:
 
 
 def shrink(plan: Plan, violation: Callable[[Plan], str | None]) -> list[int]:
-    """Numbers of actions that can be left out, so many that no further one can."""
-    wanted = kind_of(violation(plan))
+    """Numbers of actions that can be left out, so many that no further one can.
+
+    None of a history that does not fail.
+    """
+    found = violation(plan)
+    if found is None:
+        return []
+    wanted = kind_of(found)
     left_out: list[int] = []
     again = True
     while again:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["visit"]
 
 STEPS = ("post", "post", "cut", "go on", "go on", "announce", "complete", "complete", "wait")
+LONG = 600.0
 LIES = ("wrong digest", "too long", "wrong offset", "wrong size", "wrong video", "both at once")
 
 
@@ -37,7 +38,10 @@ class Walk:
         self._what = what
         self._rng = random.Random(f"{history.plan.seed}:walk:{what['number']}")
         self._content = self._rng.randbytes(what["size"])
+        self._room = what["size"] + what["spare"]
+        """What it asks for: as much as it has, or more."""
         self._least = 0
+        self._doubtful_until = 0.0
 
     async def go(self) -> None:
         """Ask, wait for the turn, walk, and leave."""
@@ -50,14 +54,14 @@ class Walk:
     async def _go(self) -> None:
         what, stranger = self._what, self._stranger
         video = f"x{what['number'] // 2 if what['twice'] else what['number']}"
-        self._history.watch.allow(stranger.url, video, self._content)
+        self._history.watch.allow(stranger.peer, video, self._content)
         digest = hashlib.sha256(self._content).hexdigest()
         said = {"none": None, "right": digest, "wrong": "0" * 64}[what["announced"]]
         asked = None
         for _ in range(6):
             if asked is None:
                 asked, status = await stranger.ask(
-                    self._receiver.url, video, what["size"], content=self._content, sha256=said
+                    self._receiver.url, video, self._room, content=self._content, sha256=said
                 )
                 asked.told = what["told"]
             else:
@@ -77,7 +81,10 @@ class Walk:
             if asked.upload is None:
                 return
             lies = self._rng.random() < what["lies"]
-            await self._step(asked, self._rng.choice(LIES if lies else STEPS))
+            step = self._rng.choice(LIES if lies else STEPS)
+            if what["habit"] is not None and self._rng.random() < 0.7:
+                step = what["habit"]
+            await self._step(asked, step)
             await stranger.sleep(self._rng.choice((0.0, 0.0, 0.5, 7.0, what["pause"])))
         if what["gives_up"] and asked.complete is not None:
             self._finished(asked, await stranger.finish(asked, success=False), success=False)
@@ -92,12 +99,16 @@ class Walk:
         match step:
             case "post":
                 self._least = 0
-                chunked = rng.random() < 0.3
+                chunked = rng.random() < (0.6 if self._what["spare"] else 0.3)
                 self._posted(await stranger.post(asked, content, digest=digest, chunked=chunked))
+                if rng.random() < 0.3:
+                    self._finished(asked, await stranger.finish(asked))
             case "cut":
                 self._least = 0
-                sent = rng.randint(0, len(content) - 1)
+                sent = rng.choice((rng.randint(0, len(content) - 1), min(1, len(content) - 1)))
                 then = rng.choice(("close", "wait"))
+                # It may arrive, and begin a new upload, long after it was sent.
+                self._doubtful_until = stranger.timeline.now + LONG
                 await stranger.post(asked, content, sent=sent, then=then)
             case "go on":
                 await self._go_on(asked)
@@ -112,10 +123,10 @@ class Walk:
                 self._refused(await stranger.post(asked, content, digest=other), step)
             case "too long":
                 self._least = 0
-                long = content + bytes(self._what["size"])
-                if self._what["twice"]:
-                    # Another may have asked for so much under the same name.
-                    self._history.watch.allow(stranger.url, asked.video, long)
+                long = content + bytes(self._room)
+                if self._what["twice"] or self._what["spare"]:
+                    # Its beginning fits, or another has asked for so much under the same name.
+                    self._history.watch.allow(stranger.peer, asked.video, long)
                 reply = await stranger.post(asked, long, chunked=rng.random() < 0.5)
                 if not self._what["twice"]:
                     self._refused(reply, step)
@@ -126,6 +137,9 @@ class Walk:
                     data = content[offset : offset + 1] or b"x"
                     self._refused(await stranger.patch(asked, offset, data), step)
             case "wrong size":
+                if rng.random() < 0.5:
+                    self._least = 0
+                    self._posted(await stranger.post(asked, content, digest=digest))
                 size = len(content) + rng.choice((-1, 1))
                 before = self._receiver.books.rows.get(asked.answer["requestId"])
                 reply = await stranger.finish(asked, size=size)
@@ -149,14 +163,21 @@ class Walk:
             self._lie(f"answered {offset} after {self._least}")
         if alone and offset > len(content):
             self._lie(f"answered an offset of {offset}, of {len(content)}")
-        self._least = offset
+        self._answered(offset)
         if offset < len(content):
             sent = self._rng.choice((None, self._rng.randint(0, len(content) - offset)))
             reply = await stranger.patch(
                 asked, offset, content[offset:], sent=sent, then="wait" if sent is None else "close"
             )
             if reply is not None and reply.status == 204:
-                self._least = int(reply.headers.get("Upload-Offset") or 0)
+                self._answered(int(reply.headers.get("Upload-Offset") or 0))
+            elif reply is not None and reply.status == 422:
+                self._least = 0  # they were other bytes than were announced, and are gone
+
+    def _answered(self, offset: int) -> None:
+        """It will be so much at least, unless another upload may have begun meanwhile."""
+        if self._stranger.timeline.now >= self._doubtful_until:
+            self._least = offset
 
     def _posted(self, reply: Reply | None) -> None:
         if reply is not None and reply.status == 200:

@@ -149,7 +149,12 @@ class Stranger:
     def __init__(self, port: int, timeline: Timeline, network: Network, seed: str) -> None:
         self.name = "X"
         self.up = True
+        self.tokens: dict[int, str] = {}
+        """What it shows whom, by port."""
+        self.jumped = False
         self.port = port
+        self.peer = self.url
+        """What others know it as."""
         self.timeline = timeline
         self.network = network
         self.rng = random.Random(f"{seed}:stranger")
@@ -163,6 +168,9 @@ class Stranger:
         return f"http://localhost:{self.port}"
 
     # -- what a process wants of its machine ------------------------------------------------------
+
+    def wall(self) -> float:
+        return self.timeline.now
 
     def crashed(self, process: Process) -> None:
         raise NotImplementedError
@@ -209,6 +217,8 @@ class Stranger:
         port, _, path = url.removeprefix("http://localhost:").partition("/")
         lines = [f"{method} /{path} HTTP/1.1", f"Host: localhost:{port}", "Connection: close"]
         lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
+        if int(port) in self.tokens and not any("Authorization" in line for line in lines):
+            lines.append(f"Authorization: Bearer {self.tokens[int(port)]}")
         if chunked:
             lines.append("Transfer-Encoding: chunked")
             body = b"".join(_chunk(body[at : at + CHUNK]) for at in range(0, len(body), CHUNK))

@@ -7,9 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+from twisted.internet.defer import Deferred
+
 from tests.simulation.history import Outcome, run
 from tests.simulation.plan import Plan, draw
 from tests.simulation.shrink import shrink, without
+from tests.simulation.taken_apart import unheard
+from tests.simulation.timeline import Crash
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -68,3 +73,28 @@ def test_a_calm_history_stores_everything() -> None:
     assert outcome.violation is None
     videos = len(draw(seed).actions)
     assert outcome.states["STORED"] == outcome.entry_moves["SENT -> VERIFIED"] == videos
+
+
+def test_only_what_a_killed_process_leaves_is_unheard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever else goes wrong where nobody can be told is told all the same."""
+    heard: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", unheard(lambda what: heard.append(what.exc_value)))
+
+    async def suspended(error: type[BaseException] | None) -> None:
+        try:
+            await Deferred()
+        finally:
+            if error is not None:
+                raise error
+            await Deferred()
+
+    for error in (None, Crash, ZeroDivisionError):
+        work = suspended(error)
+        work.send(None)
+        del work
+    assert [type(one) for one in heard] == [ZeroDivisionError]
+
+
+def test_what_does_not_fail_is_not_shrunk() -> None:
+    """Else everything could be left out of it."""
+    assert shrink(draw(3), lambda plan: None) == []

@@ -19,6 +19,7 @@ from zope.interface import implementer
 __all__ = ["Call", "Crash", "Owner", "Timeline"]
 
 START = 1_795_485_600.0
+SOON = 1e-6
 
 
 class Crash(BaseException):
@@ -31,6 +32,12 @@ class Owner:
     def __init__(self, name: str) -> None:
         self.name = name
         self.alive = True
+        self.skewed = False
+        """Its time is not that of the timeline: the wall clock of its machine has jumped."""
+
+    def seconds(self) -> float:
+        """What time it is for whoever has a time of its own."""
+        raise NotImplementedError
 
     def died(self) -> None:
         """One of its calls ended in `Crash`."""
@@ -41,7 +48,7 @@ class Owner:
 class Call:
     """Something that will happen, unless it is cancelled or its process dies."""
 
-    __slots__ = ("_timeline", "args", "f", "gone", "owner", "time")
+    __slots__ = ("_timeline", "args", "due", "f", "gone", "owner", "time")
 
     def __init__(
         self, timeline: Timeline, time: float, owner: Owner, f: Callable[..., Any], args: Any
@@ -52,9 +59,11 @@ class Call:
         self.f: Callable[..., Any] | None = f
         self.args = args
         self.gone: type[Exception] | None = None
+        self.due: float | None = None
+        """When it is, in the time of its owner."""
 
     def getTime(self) -> float:
-        return self.time
+        return self.time if self.due is None else self.due
 
     def active(self) -> bool:
         return self.gone is None
@@ -65,9 +74,13 @@ class Call:
         self.gone, self.f, self.args = AlreadyCancelled, None, ()
 
     def reset(self, secondsFromNow: float) -> None:  # noqa: N803
+        if self.due is not None:
+            self.due = self.owner.seconds() + secondsFromNow
         self._move(self._timeline.now + secondsFromNow)
 
     def delay(self, secondsLater: float) -> None:  # noqa: N803
+        if self.due is not None:
+            self.due += secondsLater
         self._move(self.time + secondsLater)
 
     def _move(self, time: float) -> None:
@@ -120,6 +133,13 @@ class Timeline:
             else:
                 heapq.heappop(heap)
                 self.now = time
+                if call.due is not None and call.owner.skewed:
+                    left = call.due - call.owner.seconds()
+                    if left > SOON:
+                        # Its own time is slower than ours at the moment.
+                        call.time = time + left
+                        self.push(call)
+                        continue
                 self._run(call)
                 return True
         self.now = until
