@@ -74,7 +74,8 @@ run: venv
 
 # Another 100,000 requests that nobody should send; SEED=n repeats a run.
 fuzz: venv
-	@$(BIN)/python -m tests.fuzz.run --requests 100000 $(if $(SEED),--seed $(SEED))
+	@$(BIN)/python -m tests.fuzz.run --requests 60000 $(if $(SEED),--seed $(SEED))
+	@$(BIN)/python -m tests.fuzz.run --requests 40000 --paired $(if $(SEED),--seed $(SEED))
 
 bench: venv
 	@$(BIN)/python -m bench

@@ -131,7 +131,7 @@ class Generator:
         ]
         if chance.random() < 0.97:
             lines.append(f"Host: {self._host}".encode())
-        lines += headers
+        lines += headers + self._identity()
         if chance.random() < 0.2:
             lines.append(b"Tus-Resumable: 1.0.0")
             for name in chance.sample(UPLOAD, chance.randrange(1, 4)):
@@ -141,6 +141,10 @@ class Generator:
         if chance.random() < 0.01:
             lines += [b"X-%d: y" % n for n in range(chance.choice((50, 600)))]
         return b"\r\n".join(lines) + b"\r\n\r\n" + body
+
+    def _identity(self) -> list[bytes]:
+        """Lines that say who asks."""
+        return []
 
     def _fitting(self) -> bytes:
         """What makes sense in itself, and comes at the wrong time."""

@@ -9,10 +9,12 @@ import argparse
 import asyncio
 import random
 import re
+import ssl
 import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,7 +22,10 @@ from tests.fuzz.generate import Conversation, Generator
 from tests.integration.daemons import Daemon
 from tests.integration.plain import PlainSender
 
-__all__ = ["Found", "fuzz"]
+__all__ = ["Found", "Way", "fuzz", "resident", "speak"]
+
+Way = tuple[int, ssl.SSLContext | None]
+"""A port, and how TLS is spoken there."""
 
 AT_ONCE = 16
 PATIENCE = 20.0
@@ -63,9 +68,9 @@ def known(daemon: Daemon, sender: PlainSender) -> list[str]:
     return [send.rpartition("/")[2], kept, *requests]
 
 
-async def _say(port: int, conversation: Conversation) -> bytes | None:
+async def _say(way: Way, conversation: Conversation) -> bytes | None:
     """What was answered; None when an answer that is owed did not come."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    reader, writer = await asyncio.open_connection("127.0.0.1", way[0], ssl=way[1])
     answer = b""
     try:
         for segment in conversation.segments:
@@ -91,12 +96,14 @@ async def _say(port: int, conversation: Conversation) -> bytes | None:
         writer.close()
 
 
-async def _speak(port: int, generator: Generator, requests: int, found: Found) -> None:
+async def speak(way: Callable[[], Way], generator: Generator, requests: int, found: Found) -> None:
+    """Say conversations, each on a connection of its own, until there were so many requests."""
+
     async def one_after_the_other() -> None:
         while found.requests < requests:
             conversation = generator.conversation()
             found.requests += conversation.requests
-            answer = await _say(port, conversation)
+            answer = await _say(way(), conversation)
             if answer is None:
                 found.hung.append(repr(conversation)[:2000])
                 continue
@@ -119,9 +126,9 @@ def fuzz(folder: Path, requests: int, seed: int) -> Found:
         ids = known(one, sender)
         generator = Generator(seed, f"localhost:{one.port}", routes, ids)
         started = time.monotonic()
-        asyncio.run(_speak(one.port, generator, min(requests, 1000), found))
+        asyncio.run(speak(lambda: (one.port, None), generator, min(requests, 1000), found))
         warm = resident(one)
-        asyncio.run(_speak(one.port, generator, requests, found))
+        asyncio.run(speak(lambda: (one.port, None), generator, requests, found))
         found.seconds = time.monotonic() - started
         found.grown = resident(one) - warm
         assert one.call("GET", "/healthz").status == 200
@@ -135,10 +142,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**9))
+    parser.add_argument("--paired", action="store_true", help="with peers, and by TLS too")
     options = parser.parse_args()
     print(f"seed {options.seed}")  # noqa: T201
     with tempfile.TemporaryDirectory() as folder:
-        found = fuzz(Path(folder), options.requests, options.seed)
+        if options.paired:
+            from tests.fuzz.paired import fuzz_paired as fuzz_it
+        else:
+            fuzz_it = fuzz
+        found = fuzz_it(Path(folder), options.requests, options.seed)
     rate = found.requests / found.seconds
     print(f"{found.requests} requests in {found.seconds:.0f} s ({rate:.0f}/s)")  # noqa: T201
     print(f"memory grew by {found.grown / 2**20:.1f} MiB")  # noqa: T201
