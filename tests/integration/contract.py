@@ -19,6 +19,7 @@ __all__ = [
     "form",
     "head",
     "is_problem",
+    "path_of",
 ]
 
 BYTES = bytes(range(256)) * 40

@@ -61,15 +61,15 @@ class Server(Daemon):
         return token
 
 
-def pair(keeper: Server, owner: Server, *, may: str = "send,restore") -> tuple[str, str]:
+def pair(
+    keeper: Server, owner: Server, *, may: str = "send,restore", network: str = "loopback"
+) -> tuple[str, str]:
     """``owner`` joins ``keeper``, each calling the other by its name; both fingerprints."""
-    invited = keeper.ctl(
-        "peer", "invite", owner.name, "--may", may, "--network", "loopback", "--json"
-    )
+    invited = keeper.ctl("peer", "invite", owner.name, "--may", may, "--network", network, "--json")
     assert invited.code == 0, invited.err
     joined = owner.ctl(
         "peer", "join", invited.json["invitation"], "--name", keeper.name,
-        "--network", "loopback", "--json",
+        "--network", network, "--json",
     )  # fmt: skip
     assert joined.code == 0, joined.err
     shown = keeper.ctl("peer", "show", owner.name, "--json").json

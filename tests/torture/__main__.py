@@ -46,6 +46,7 @@ SECTIONS: dict[str, Section] = {
     "disks": Section("volumes that others fill, that fail and have no inodes left"),
     "syscalls": Section("system calls that fail, each at its n-th call"),
     "forgetful": Section("power cuts, on a file system that forgets what is not synced"),
+    "network": Section("loss, silence, cut wires and half-open connections between two daemons"),
 }
 """In the order in which they are run, by the name of the module."""
 

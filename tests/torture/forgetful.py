@@ -136,7 +136,7 @@ def check_power_cuts(
                     video.most = PIECE
                     going.append(video)
                 timers = [threading.Timer(chance.uniform(0.02, 0.9), daemon.kill)]
-                kept = [one for one in witness.videos if one.stored is not None and not one.deleted]
+                kept = [one for one in witness.videos if one.stored is not None and not one.doomed]
                 if kept:
                     doomed = chance.choice(kept)
                     delete = threading.Timer(

@@ -72,6 +72,8 @@ class Video:
         self.status_url: str | None = None
         self.acknowledged: dict[str, int] = {}
         self.stored: Any = None
+        self.doomed = False
+        """Whether somebody has asked for it to be removed."""
         self.deleted = False
         self.told = 0
         """How often something was acknowledged."""
@@ -318,6 +320,8 @@ class Witness:
     def check(self) -> None:
         """Nothing that anybody was told is lost."""
         for video in self.videos:
+            if video.doomed and not video.deleted:
+                self.delete(video)
             video.check()
 
     def finish(self, videos: Iterable[Video] | None = None, seconds: float = 60.0) -> None:
@@ -346,12 +350,12 @@ class Witness:
         video.deleted = True
 
     def try_to_delete(self, video: Video) -> None:
-        """Remove it, if the daemon lives; what comes of it without an answer is not known."""
+        """Remove it, if the daemon lives; without an answer it is asked once more by `check`."""
+        video.doomed = True
         try:
             self.delete(video)
         except (OSError, http.client.HTTPException):
-            self.videos.remove(video)
-            video.close()
+            return
 
     @property
     def told(self) -> int:
