@@ -32,6 +32,7 @@ __all__ = ["restore"]
 @click.option("--all", "everything", is_flag=True, help="Every video, into the folder --into.")
 @click.option("--at", metavar="PEER", help="At this peer, which keeps ours.")
 @click.option("--peer", help="With --all: whose videos; or the peer that keeps ours.")
+@click.option("--here", "kept_here", is_flag=True, help="With --peer: whose videos, not who keeps.")
 @click.option("--into", type=click.Path(file_okay=False), help="With --all: the folder.")
 @click.option(
     "--versions",
@@ -56,13 +57,14 @@ def restore(
     everything: bool,
     at: str | None,
     peer: str | None,
+    kept_here: bool,
     into: str | None,
     versions: str,
     at_once: int,
     as_json: bool,
 ) -> None:
     """Get a backup back, or all, resuming what is partly there, and check the digests."""
-    if not everything and (backup_id is None or peer or into):
+    if not everything and (backup_id is None or peer or into or kept_here):
         raise click.UsageError("say the ID of a backup, or --all and --into")
     if at is not None:
         api = Api.at_peer(at, os.environ)
@@ -71,7 +73,10 @@ def restore(
         return
     if backup_id is not None or output is not None or into is None:
         raise click.UsageError("--all takes --into FOLDER, and no ID")
-    api, backups = _listed(api, peer, here=at is None, quiet=as_json)
+    if kept_here and at is not None:
+        raise click.UsageError("--here is what is kept here, and --at what is kept there")
+    there = None if peer is None or kept_here or at is not None else _Joined(peer)
+    api, backups = _listed(api, peer, there, quiet=as_json)
     wanted = plan(backups, every=versions == "all")
     _all(api, wanted, Path(resolve(into)), force=force, at_once=at_once, as_json=as_json)
 
@@ -109,34 +114,58 @@ def _one(api: Api, backup_id: str, output: str | None, *, force: bool, as_json: 
 # -- all -------------------------------------------------------------------------------------------
 
 
-def _listed(api: Api, peer: str | None, *, here: bool, quiet: bool) -> tuple[Api, list[Any]]:
+class _Joined:
+    """A server that we have joined, if there is one of this name; else ``why`` there is none."""
+
+    def __init__(self, name: str) -> None:
+        self.api: Api | None = None
+        self.why = ""
+        try:
+            self.api = Api.at_peer(name, os.environ)
+        except (ApiFailed, SettingsError) as error:
+            self.why = str(error)
+
+    def may_keep_ours(self) -> bool:
+        """Whether it does, or cannot be asked."""
+        if self.api is None:
+            return False
+        try:
+            return bool(self.api.call("GET", "/api/v1/backups", query={"limit": 1})["backups"])
+        except ApiFailed:
+            return True
+
+
+def _listed(
+    api: Api, peer: str | None, there: _Joined | None, *, quiet: bool
+) -> tuple[Api, list[Any]]:
     """What is to be got back, and from where.
 
     ``peer`` is whose videos the daemon that is asked keeps. Where that is ours, and it keeps none
     of that name, and the name is that of a peer, then that peer is asked for our own: a fresh
-    server keeps nothing.
+    server keeps nothing. Where both could be meant it has to be said.
     """
     query = {} if peer is None else {"peer": peer}
     backups = list(api.pages("/api/v1/backups", "backups", query))
-    if not backups and peer is not None and here and (there := _joined(peer)) is not None:
+    if backups and there is not None and there.may_keep_ours():
+        fail(
+            f"{api.url} keeps backups of {peer}, and {peer} may keep ours: say --at {peer} instead "
+            f"of --peer to get ours back, or add --here to get those of {peer}."
+        )
+    if not backups and there is not None and there.api is not None:
         if not quiet:
             complaints.print(f"Nothing of {peer} is kept here; {peer} is asked for ours.")
-        api, peer = there, None
+        api, peer = there.api, None
         backups = list(api.pages("/api/v1/backups", "backups", {}))
     whose = sorted({backup["peer"] for backup in backups})
     if len(whose) > 1:
         fail(f"{api.url} keeps backups of {', '.join(whose)}: say whose with --peer.")
     if not backups:
-        fail(f"{api.url} keeps no backups{f' of {peer}' if peer else ''}; there is nothing to do.")
+        why = f" {there.why}" if there is not None else ""
+        fail(
+            f"{api.url} keeps no backups{f' of {peer}' if peer else ''}; there is nothing to do."
+            f"{why}"
+        )
     return api, backups
-
-
-def _joined(name: str) -> Api | None:
-    """A server that we have joined, if there is one of this name."""
-    try:
-        return Api.at_peer(name, os.environ)
-    except (ApiFailed, SettingsError):
-        return None
 
 
 def _all(

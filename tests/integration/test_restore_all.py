@@ -211,3 +211,27 @@ def test_a_fresh_server_gets_its_own_back_from_its_peer(tmp_path: Path) -> None:
             assert keeper.ctl("peer", "set", "owner", "--may", "send").code == 0
             refused = restore(owner, fresh / "more", "--at", "keeper")
             assert refused.code == 1
+
+
+def test_whose_is_meant_is_said_where_two_keep_each_others(tmp_path: Path, into: Path) -> None:
+    """The other's videos in the place of ours, and an exit code of 0, would be the worst of all."""
+    with Server(tmp_path, "keeper") as keeper, Server(tmp_path, "owner") as owner:
+        pair(keeper, owner)
+        assert owner.ctl("peer", "set", "keeper", "--may", "send,restore").code == 0
+        ours, theirs = tmp_path / "ours.mp4", tmp_path / "theirs.mp4"
+        ours.write_bytes(b"ours")
+        theirs.write_bytes(b"theirs")
+        assert keeper.ctl("send", theirs, "--to", "owner", seconds=60).code == 0
+        # Only theirs are kept: then there is nothing that could be meant besides.
+        assert states(restore(owner, into / "1", "--peer", "keeper")) == {"theirs": "restored"}
+        assert owner.ctl("send", ours, "--to", "keeper", seconds=60).code == 0
+        unclear = restore(owner, into / "2", "--peer", "keeper")
+        assert unclear.code == 1
+        assert "--at keeper" in unclear.err
+        assert "--here" in unclear.err
+        assert states(restore(owner, into / "2", "--at", "keeper")) == {"ours": "restored"}
+        there = restore(owner, into / "3", "--peer", "keeper", "--here")
+        assert states(there) == {"theirs": "restored"}
+        keeper.stop()
+        assert restore(owner, into / "4", "--peer", "keeper").code == 1
+        assert owner.ctl("restore", "x", "--here").code == 2
