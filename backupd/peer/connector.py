@@ -23,6 +23,7 @@ from twisted.internet.interfaces import (
     IResolutionReceiver,
     IStreamClientEndpoint,
 )
+from twisted.python.failure import Failure
 from twisted.web.client import URI
 from twisted.web.iweb import IAgentEndpointFactory
 from zope.interface import implementer
@@ -53,6 +54,9 @@ class Route:
 
 OPEN_ROUTE = Route()
 """For a place that the operator has named, and that is no peer's."""
+
+MAX_SAID = 256 * 1024
+"""Bytes that may come over a connection for one small answer, with head and framing."""
 
 Routes = Callable[[Place], Route]
 """How a place is reached; raises `PeerFailed` when it may not be called at all."""
@@ -125,6 +129,43 @@ class _Gather:
             self._done.callback(self._found)
 
 
+@implementer(IStreamClientEndpoint)
+class _Bounded:
+    """Cuts a connection over which more comes than an answer can have.
+
+    Twisted's client bounds neither how many headers there are, nor how long one is that goes on
+    over many lines, nor how many interim answers come before the one that counts.
+    """
+
+    def __init__(self, endpoint: IStreamClientEndpoint, origin: str) -> None:
+        self._endpoint = endpoint
+        self._why = f"{origin} answers more than {MAX_SAID // 1024} KiB, head included."
+
+    def connect(self, protocolFactory: Any) -> Deferred[Any]:  # noqa: N803
+        build = protocolFactory.buildProtocol
+        protocolFactory.buildProtocol = lambda address: self._counting(build(address))
+        return self._endpoint.connect(protocolFactory)
+
+    def _counting(self, protocol: Any) -> Any:
+        take, lost, said = protocol.dataReceived, protocol.connectionLost, 0
+
+        def data_received(data: bytes) -> None:
+            nonlocal said
+            if said > MAX_SAID:
+                return
+            said += len(data)
+            if said > MAX_SAID:
+                protocol.transport.abortConnection()
+            else:
+                take(data)
+
+        def connection_lost(reason: Failure) -> None:
+            lost(Failure(PeerFailed(self._why)) if said > MAX_SAID else reason)
+
+        protocol.dataReceived, protocol.connectionLost = data_received, connection_lost
+        return protocol
+
+
 @implementer(IReactorPluggableNameResolver)
 class _Known:
     """A reactor to which a name has these addresses, and that can look up nothing else."""
@@ -178,7 +219,8 @@ class Connector:
         self._limit = limit
 
     def endpointForURI(self, uri: URI) -> IStreamClientEndpoint:  # noqa: N802
-        return self.connect(Place(uri.scheme.decode(), uri.host.decode(), uri.port, "/"))
+        place = Place(uri.scheme.decode(), uri.host.decode(), uri.port, "/")
+        return _Bounded(self.connect(place), place.origin)
 
     def connect(self, place: Place) -> IStreamClientEndpoint:
         """The endpoint of a place. Raises `PeerFailed` when it may not be called."""

@@ -27,7 +27,8 @@ from backupd.threads import Threads
 from backupd.waiting import go_on
 from tests.peer.plain import Connection, Plain, answer
 
-SIZE = 20 * 1024 * 1024
+MIB = 1024 * 1024
+SIZE = 20 * MIB
 
 
 @dataclass(frozen=True)
@@ -216,3 +217,27 @@ async def test_what_is_no_http_is_told_as_such() -> None:
     other = Plain(lambda connection: connection.say(b"SSH-2.0-x\r\n\r\n"))
     with other, pytest.raises(PeerFailed, match="failed"):
         await client().status(other.url)
+
+
+@pytest.mark.parametrize("line", [b"X-A: " + b"a" * 1000, b"\tb" + b"a" * 1000, b""])
+@pytest_twisted.ensureDeferred
+async def test_a_head_that_does_not_end_is_cut_off(line: bytes) -> None:
+    """One header after the other, one that goes on and on, or one interim answer after another:
+    whoever we call could fill our memory with them in 15 seconds.
+    """
+    many = (line + b"\r\n" if line else b"HTTP/1.1 103 Early Hints\r\n\r\n") * 1000
+    said = 0
+
+    def serve(connection: Connection) -> None:
+        nonlocal said
+        connection.say(b"HTTP/1.1 200 OK\r\nX-B: b\r\n" if line else b"")
+        while said < 64 * MIB:
+            connection.say(many)
+            said += len(many)
+
+    with Plain(serve) as plain:
+        with pytest.raises(PeerFailed, match="answers more than"):
+            await client().status(plain.url)
+        # An aborted connection ends in the reactor's next turn; leaving `Plain` waits for that.
+        await deferLater(cast(Any, reactor), 0)
+    assert said < 32 * MIB  # what lay in buffers of the system
