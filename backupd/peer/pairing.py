@@ -173,7 +173,10 @@ class Pairing:
         def step(peer: Peer | None) -> Peer:
             if peer is not None and peer.state == "active":
                 raise Invalid("name", f"{name!r} is a peer already; see `backupctl peer rotate`")
-            peer = Peer(name=name, created_at=now if peer is None else peer.created_at)
+            old = peer or Peer(name=name, created_at=now)
+            peer = Peer(
+                name=name, created_at=old.created_at, limits=old.limits, retention=old.retention
+            )
             peer = grant.of(self._free(peer, grant))
             return replace(peer, shows=(token_hash(given.token),), signs=(given.secret,))
 
@@ -394,12 +397,15 @@ class Pairing:
         return await self._peers.change(name, lambda p: grant.of(p or peer))
 
     async def revoke(self, name: str) -> Peer:
-        """It is out: none of its tokens holds, none of its secrets is kept. Raises `NoSuchPeer`."""
+        """It is out: none of its tokens holds, none of its secrets is kept, and should it come
+        back, it may what is said then. Raises `NoSuchPeer`.
+        """
         peer, now = self._peers.get(name), self._clock.seconds()
 
         def step(found: Peer | None) -> Peer:
             return replace(
                 found or peer,
+                rights=frozenset(),
                 shows=(),
                 token=None,
                 signs=(),

@@ -14,7 +14,7 @@ import stat
 
 import msgspec
 
-from backupd.errors import SettingsError, StorageFailed
+from backupd.errors import Invalid, SettingsError, StorageFailed
 from backupd.trust.peers import Peer
 
 __all__ = ["PeerFiles", "read_private", "sync_folder", "write_private"]
@@ -96,13 +96,17 @@ class PeerFiles:
         return peer
 
     def write(self, peer: Peer) -> None:
-        """Record a peer, durably. Raises `StorageFailed`."""
+        """Record a peer, durably. Raises `StorageFailed`, `Invalid` for what is too long."""
+        record = msgspec.json.format(msgspec.json.encode(peer), indent=2)
+        if len(record) > _LONGEST:
+            why = "has a record of more than 64 KiB; say its networks and bandwidths in fewer words"
+            raise Invalid("peer", why)
         try:
             if not os.path.isdir(self._folder):
                 os.makedirs(self._folder, mode=0o700)
                 sync_folder(os.path.dirname(self._folder))
             path = os.path.join(self._folder, f"{peer.name}.json")
-            write_private(path, msgspec.json.format(msgspec.json.encode(peer), indent=2))
+            write_private(path, record)
         except OSError as error:
             raise StorageFailed(
                 f"The record of peer {peer.name} could not be written: {error.strerror}."

@@ -268,6 +268,23 @@ class JoinTests(PairCase):
         self.join(self.invite())
         assert self.peer(self.a, "b").state == "active"
 
+    def test_who_was_revoked_may_nothing_that_is_not_said_again(self) -> None:
+        """On either side; what was said of its backups, which stay, holds on."""
+        pairing = self.b.service.pairing
+        self.join(self.invite(grant=Grant(rights=frozenset({Right.ADMIN}))))
+        now(pairing.change("a", Grant(rights=frozenset({Right.ADMIN}))))
+        grant = Grant(limits={"quota": 9}, retention={"minimum_keep": 99.0})
+        now(self.a.service.pairing.change("b", grant))
+        now(self.a.service.revoke("b"))
+        now(self.b.service.revoke("a"))
+        self.join(self.invite(grant=Grant()))
+        for peer in (self.peer(self.a, "b"), self.peer(self.b, "a")):
+            assert (peer.state, peer.rights) == ("active", frozenset())
+        now(self.a.service.revoke("b"))
+        peer, _ = now(self.a.service.pairing.add("b", Grant()))
+        assert (peer.rights, peer.origins) == (frozenset(), ())
+        assert (peer.limits.quota, peer.retention.minimum_keep) == (9, 99.0)
+
     def test_names(self) -> None:
         """Without one it is called by its host."""
         assert self.join(self.invite(), name=None).name == "a.example"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from twisted.trial.unittest import SynchronousTestCase
 
-from backupd.errors import NoSuchPeer, SettingsError, StorageFailed
+from backupd.errors import Invalid, NoSuchPeer, SettingsError, StorageFailed
 from backupd.trust.files import PeerFiles, read_private
 from backupd.trust.peers import Invitation, Limits, Peer, Right, check_name, token_hash
 from backupd.trust.registry import InMemory, Peers
@@ -85,6 +86,15 @@ def test_another_users_file_is_not_believed(tmp_path: Path) -> None:
     os.chown(path, 12345, 12345)
     with pytest.raises(SettingsError, match="another user"):
         read_private(str(path))
+
+
+def test_a_record_that_could_not_be_read_again_is_not_written(tmp_path: Path) -> None:
+    """It would stop the next start."""
+    files = PeerFiles(str(tmp_path))
+    files.write(FULL)
+    with pytest.raises(Invalid, match="64 KiB"):
+        files.write(replace(FULL, networks=("10.0.0.0/8",) * 6000))
+    assert files.read() == [FULL]
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"name": "b.example"}', b"\xff"])
