@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 COMPILE = $(BIN)/uv pip compile --quiet --no-config --upgrade --universal --python-version 3.11 \
 	--only-binary :all: --generate-hashes --no-header --no-emit-index-url --no-emit-find-links
 
-.PHONY: help venv test simulate torture mutations demo run fuzz bench bench-growth pins clean
+.PHONY: help venv test simulate torture mutations protections demo run fuzz bench bench-growth pins clean
 .DEFAULT_GOAL := help
 
 help:
@@ -21,6 +21,7 @@ help:
 	@echo 'make torture  100000 of these, then real daemons, killed and cheated;'
 	@echo '              SEED=n repeats a run, ONLY="kills long" runs some of its sections'
 	@echo 'make mutations does the suite find small faults? puts each of a list into a copy'
+	@echo 'make protections  each protection is taken out, and its tests have to fail'
 	@echo 'make run      one server in the foreground, on http://localhost:3000'
 	@echo 'make fuzz     100,000 requests that nobody should send; SEED=n repeats a run'
 	@echo 'make bench    the measurements, in one table'
@@ -60,6 +61,10 @@ mutations: venv
 	@$(BIN)/python -m tests.simulation.mutate
 
 # Another seed each time, and printed; SEED=n is that one again, ONLY="kills long" some sections.
+# Which of the protections would nobody miss?
+protections: venv
+	@$(BIN)/python -m tests.protections
+
 torture: venv
 ifndef ONLY
 	@$(BIN)/python -m tests.simulation --seeds 100000

@@ -10,7 +10,7 @@ from unittest import mock
 
 from twisted.internet.defer import Deferred
 
-from backupd.trust.peers import Limits, Right
+from backupd.trust.peers import Limits, Right, token_hash
 from tests.receiver.world import now
 from tests.web.closed import CONTROL, ClosedCase, Said
 
@@ -39,7 +39,7 @@ class StrangerTests(ClosedCase):
                 if path in ("/healthz", "/api/v1/peers/enrol") or method == "options":
                     continue
                 guessed = re.sub(r"\{\w+\}", "guessed", path)
-                for token in (None, "", "guessed", "b" * 64):
+                for token in (None, "", "guessed", "b" * 64, token_hash("b")):
                     said = self.ask(method.upper(), guessed, token=token)
                     secret = re.search(r"\{(capability|token)\}", path)
                     # A guessed capability is one that does not exist; before that it may be

@@ -73,6 +73,38 @@ class UploadsTests(ClosedCase):
         return talk
 
 
+class BandwidthTests(ClosedCase):
+    """What a peer's record says, from the network to the disk and back."""
+
+    def pass_by(self, seconds: float) -> None:
+        self.reactor.pump([0.05] * round(seconds * 20))
+
+    def test_an_upload_comes_in_no_faster(self) -> None:
+        here = self.server
+        here.put("a", SEND, limits=Limits(bandwidth_in="1 kB/s"))
+        request_id = here.room("a", 1, diskEmptySpaceRequire=5000).json["requestId"]
+        link = f"/api/v1/backup/receive-backup/{here.capability(request_id)}"
+        talk = here.talk()
+        head = f"PUT {link} HTTP/1.1\r\nHost: a.example\r\nContent-Length: 5000\r\n\r\n"
+        talk.say(head.encode() + b"x" * 5000)
+        self.pass_by(3)
+        assert talk.transport.value() == b""
+        self.pass_by(4)
+        assert talk.heard().status == 200
+
+    def test_a_restore_goes_out_no_faster(self) -> None:
+        here = self.server
+        here.put("a", SEND, RESTORE, limits=Limits(bandwidth_out="1 B/s"))
+        path = f"/api/v1/backups/{here.kept('a')}/content"
+        talk = here.talk()
+        head = f"GET {path} HTTP/1.1\r\nHost: a.example\r\nAuthorization: Bearer a\r\n\r\n"
+        talk.say(head.encode())
+        self.pass_by(2)
+        assert 0 < len(talk.heard().body) < 4
+        self.pass_by(5)
+        assert talk.heard().body == b"video"
+
+
 class SaidTests(ClosedCase):
     def test_bandwidth_is_told_as_a_rate_or_a_table(self) -> None:
         here = self.server
