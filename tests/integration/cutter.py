@@ -52,6 +52,12 @@ class Cutter:
     def close(self) -> None:
         self._server.close()
 
+    def said(self, client: socket.socket, data: bytes) -> None:
+        """For those who read along: this is about to be passed on to the daemon."""
+
+    def answered(self, client: socket.socket, data: bytes) -> None:
+        """For those who read along: this is about to be passed back."""
+
     # -- within -----------------------------------------------------------------------------------
 
     def _accept(self) -> None:
@@ -82,6 +88,7 @@ class Cutter:
                         del self._at[0]
                         data = data[: max(0, due[0] - self.sent)]
                     self.sent += len(data)
+                self.said(client, data)
                 server.sendall(data)
                 if due is not None:
                     if due[1] is not None:
@@ -97,6 +104,7 @@ class Cutter:
                     self._losing = None
                     self._cut(client, server)
                     return
+                self.answered(client, data)
                 client.sendall(data)
         _end(client, server)
 

@@ -145,6 +145,11 @@ class Daemon:
 
     def start(self) -> None:
         """Start it and wait until it is ready."""
+        self.launch()
+        self.wait_ready()
+
+    def launch(self) -> None:
+        """Start it, and wait for nothing."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [*self.program, *self.command],
@@ -154,6 +159,8 @@ class Daemon:
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
+
+    def wait_ready(self) -> None:
         wait_until(self._is_ready, f"{self.name} is ready", START_SECONDS)
 
     def _is_ready(self) -> bool:

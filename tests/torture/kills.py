@@ -1,0 +1,245 @@
+"""``kill -9`` of either daemon at any instant, under load; SIGTERM, SIGSTOP and SIGCONT too."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import mean, quantiles
+
+from tests.integration.daemons import Daemon, wait_until
+from tests.torture import books
+from tests.torture.clients import Client, Direct, Ours, Raw, Scene, ThroughLink, fetched
+from tests.torture.scratch import scratch
+from tests.torture.videos import MIB
+from tests.torture.wire import Wire
+
+__all__ = ["run"]
+
+RESENT = 64 * MIB
+"""Bytes of an upload that one kill may cost at most."""
+
+RECEIVER = {
+    "loop_interval": "0.2",
+    "offer_lease": "4",
+    "max_concurrent_transfers": "8",
+    "max_per_peer": "3",
+    "shutdown_grace": "1",
+}
+SENDER = {"loop_interval": "0.2", "max_sends": "4", "shutdown_grace": "1"}
+CLIENTS: tuple[type[Client], ...] = (Ours, Ours, Ours, ThroughLink, ThroughLink, Direct, Raw)
+TOLD_EVERY = 25
+ENOUGH = 200.0
+"""Seconds for all that is under way to come to its end once nothing is killed any more."""
+
+
+def size(chance: random.Random) -> int:
+    """Mostly what is stored within a life or two of the daemons, and now and then much more."""
+    kind = chance.random()
+    if kind < 0.15:
+        return chance.randrange(1, 5000)
+    if kind < 0.95:
+        return chance.randrange(MIB, 16 * MIB)
+    return chance.randrange(100 * MIB, 200 * MIB)
+
+
+class Killer:
+    """Ends the daemons, and looks at what they left."""
+
+    def __init__(self, scene: Scene, chance: random.Random) -> None:
+        self.scene = scene
+        self.chance = chance
+        self.kills = 0
+        self.signals: Counter[str] = Counter()
+        self.requests: Counter[str] = Counter()
+        self.entries: Counter[str] = Counter()
+        self.recovered: list[float] = []
+
+    def strike(self) -> None:
+        """One signal, to one daemon or both, at some instant of what goes on."""
+        time.sleep(self._instant())
+        self.scene.check()
+        kind = self.chance.random()
+        victims = self._victims()
+        if kind < 0.06:
+            self._pause(victims[0])
+        elif kind < 0.12:
+            self._end(victims, signal.SIGTERM)
+        else:
+            self._end(victims, signal.SIGKILL)
+
+    def _instant(self) -> float:
+        """Often right after the start: recovery and the first offers are what is risky."""
+        return self.chance.choice([0.05, 0.5, 1.0, 2.0]) * self.chance.random()
+
+    def _victims(self) -> list[Daemon]:
+        kind = self.chance.random()
+        if kind < 0.6:
+            return [self.scene.receiver]
+        return [self.scene.sender] if kind < 0.9 else [self.scene.receiver, self.scene.sender]
+
+    def _end(self, victims: list[Daemon], how: signal.Signals) -> None:
+        for victim in victims:
+            self.signals[f"{how.name} to the {victim.name}"] += 1
+            if how is signal.SIGKILL:
+                victim.kill()
+                self.kills += 1
+            else:
+                code = victim.stop()
+                assert code in (0, -signal.SIGTERM), f"{victim.name} ended with {code}"
+        for victim in victims:
+            self._look(victim)
+        for victim in victims:
+            victim.launch()
+        if self.chance.random() < 0.1:
+            self._before_it_is_ready(victims[0])
+        began = time.monotonic()
+        for victim in victims:
+            victim.wait_ready()
+        self.recovered.append(time.monotonic() - began)
+        if self.scene.receiver in victims:
+            books.promises_add_up(self.scene.receiver)
+
+    def _before_it_is_ready(self, victim: Daemon) -> None:
+        """Recovery must bear being killed, too."""
+        time.sleep(self.chance.uniform(0.2, 1.2))
+        self.signals[f"SIGKILL to the {victim.name} while it starts"] += 1
+        victim.kill()
+        self.kills += 1
+        self._look(victim)
+        victim.launch()
+
+    def _look(self, victim: Daemon) -> None:
+        """What is on the disk of a dead daemon is all that was acknowledged."""
+        found = books.dead(victim)
+        if victim is self.scene.sender:
+            self.entries += Counter(one["state"] for one in found.entries if not one["over"])
+            return
+        self.requests += found.states()
+        with self.scene.lock:
+            videos, stored = dict(self.scene.videos), dict(self.scene.stored)
+        found.check_uploads(videos, self.scene.wire.offsets())
+        found.check_backups(stored)
+        found.check_parts()
+
+    def _pause(self, victim: Daemon) -> None:
+        """One stands still; the other must go on, and answer."""
+        assert victim.process is not None
+        self.signals[f"SIGSTOP to the {victim.name}"] += 1
+        other = self.scene.sender if victim is self.scene.receiver else self.scene.receiver
+        victim.process.send_signal(signal.SIGSTOP)
+        try:
+            # Mostly short, and now and then longer than a lease and the time for a message.
+            until = time.monotonic() + self.chance.choice([0.3, 1.0, 5.0, 18.0])
+            while time.monotonic() < until:
+                asked = time.monotonic()
+                assert other.ready()["status"] == "ok"
+                took = time.monotonic() - asked
+                assert took < 5, f"{other.name} took {took:.1f} s to answer"
+                time.sleep(0.2)
+        finally:
+            victim.process.send_signal(signal.SIGCONT)
+
+    # -- what came of it --------------------------------------------------------------------------
+
+    def figures(self) -> Iterator[str]:
+        """For people."""
+        wire, counts = self.scene.wire, self.scene.counts
+        yield f"kills: {self.kills}; signals: {_listed(self.signals)}"
+        yield f"requests at kills of the receiver: {_listed(self.requests)}"
+        yield f"entries at kills of the sender: {_listed(self.entries)}"
+        yield (
+            f"{counts['stored']} videos stored, fetched and compared; {wire.acknowledged / MIB:.0f}"
+            f" MiB acknowledged; clients tried again {counts['tries again']} times"
+        )
+        resent = wire.resent or [0]
+        yield (
+            f"uploads resumed with bytes sent again: {len(wire.resent)}, "
+            f"{mean(resent) / MIB:.2f} MiB on average, {max(resent) / MIB:.2f} at most"
+        )
+        cuts = quantiles(self.recovered, n=100) if len(self.recovered) > 1 else [0.0] * 99
+        yield f"seconds from a start until it is ready: p50 {cuts[49]:.2f}, p99 {cuts[98]:.2f}"
+
+
+def _listed(counts: Counter[str]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
+
+
+def run(
+    chance: random.Random,
+    told: Callable[[str], None],
+    kills: int = 1000,
+    clients: tuple[type[Client], ...] = CLIENTS,
+    size: Callable[[random.Random], int] = size,
+) -> None:
+    """So many kills; then everything that was begun has to come to its end."""
+    with scratch("kills") as folder, _scene(folder) as scene:
+        crowd = [kind(scene, random.Random(chance.random()), size) for kind in clients]
+        for one in crowd:
+            one.start()
+        killer = Killer(scene, chance)
+        try:
+            while killer.kills < kills:
+                before = killer.kills // TOLD_EVERY
+                killer.strike()
+                if killer.kills // TOLD_EVERY > before:
+                    told(
+                        f"{killer.kills} kills, {scene.counts['stored']} videos stored, "
+                        f"{scene.wire.acknowledged / MIB:.0f} MiB acknowledged"
+                    )
+        finally:
+            scene.ending.set()
+        deadline = time.monotonic() + ENOUGH
+        while late := [f"{one.name}, {one.doing}" for one in crowd if one.is_alive()]:
+            scene.check()
+            assert time.monotonic() < deadline, f"not at their end after {ENOUGH:.0f} s: {late}"
+            time.sleep(0.1)
+        scene.check()
+        all_is_well(scene)
+        for line in killer.figures():
+            told(line)
+        most = max(scene.wire.resent, default=0)
+        assert most <= RESENT, f"{most} bytes of one upload had to be sent again"
+
+
+@contextlib.contextmanager
+def _scene(folder: Path) -> Iterator[Scene]:
+    wire = Wire()
+    receiver = Daemon(folder, "receiver", host=wire.host, **RECEIVER)
+    wire.target = receiver.port
+    try:
+        with receiver, Daemon(folder, "sender", **SENDER) as sender:
+            scene = Scene(folder, sender, receiver, wire)
+            try:
+                yield scene
+            finally:
+                # Whatever happened, nobody goes on asking.
+                scene.ending.set()
+    finally:
+        wire.close()
+
+
+def all_is_well(scene: Scene) -> None:
+    """Nothing is under way, nothing reserved, nothing left over; what is kept is whole."""
+    receiver, sender = scene.receiver, scene.sender
+    wait_until(lambda: receiver.requests() == [], "no request is alive")
+    wait_until(lambda: receiver.incoming == [], "no bytes of uploads are left")
+    promised = books.figure(receiver, "backupd_promised_bytes")
+    assert promised == 0, f"{promised} bytes are still promised, to nobody"
+    left = sender.call("GET", "/api/v1/outbox?state=going", operator=True).json["entries"]
+    assert left == [], f"entries that never ended: {left}"
+    found = books.living(receiver)
+    found.check_backups(scene.stored)
+    listed = {one["backup_id"] for one in found.backups}
+    assert listed == set(scene.stored), f"kept without reason: {listed - set(scene.stored)}"
+    wait_until(lambda: books.living(receiver).orphans() == [], "no file is an orphan")
+    for one in (receiver, sender):
+        examined = one.ctl("doctor")
+        assert examined.code == 0, examined.out + examined.err
+    for backup_id, video in scene.stored.items():
+        data = fetched(receiver, f"/api/v1/backups/{backup_id}")
+        assert data == video.sha256(), f"video {video.number} came back as other bytes"
