@@ -21,6 +21,7 @@ AT_ONCE = 8
 """Requests that are being ended at the same time: those whose disk is slow hold up no others."""
 
 PURGE_EVERY = 3600.0
+"""Seconds between two looks for what need not be remembered, or ``history`` if that is shorter."""
 
 
 class Expiry:
@@ -57,7 +58,8 @@ class Expiry:
         shielded(self._intake.discard_left())
         if (await self._ledger.totals()).live:  # this costs no look into the database
             await self._look(now)
-        if now - self._purged_at >= PURGE_EVERY and not self._stopped:
+        every = min(PURGE_EVERY, self._settings.history)
+        if now - self._purged_at >= every and not self._stopped:
             gone = await self._ledger.purge(before=now - self._settings.history, limit=10_000)
             if gone < 10_000:
                 self._purged_at = now

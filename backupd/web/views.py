@@ -9,6 +9,7 @@ from msgspec import UNSET
 from backupd.errors import NoSuchBackup
 from backupd.interfaces import Entry
 from backupd.requests import (
+    NEVER,
     Backup,
     BackupRequest,
     Cancelled,
@@ -110,7 +111,12 @@ async def request_view(
         attempts=request.attempts if isinstance(request, Pending) else 0,
         last_error=alive.last_error if alive else None,
         created_at=timestamp(ask.created_at) or "",
-        next_offer_at=timestamp(request.due_at) if isinstance(request, Pending) else None,
+        # Whose client left is not called, but waits until it is back.
+        next_offer_at=(
+            timestamp(request.due_at)
+            if isinstance(request, Pending) and request.due_at < NEVER
+            else None
+        ),
         lease_until=(
             timestamp(request.lease_until) if isinstance(request, Offered | Receiving) else None
         ),

@@ -44,6 +44,7 @@ class Section:
 
 SECTIONS: dict[str, Section] = {
     "kills": Section("kill -9 of either daemon under load, at any instant", ("kills",)),
+    "long": Section("all that goes on between two servers, and what it takes", ("minutes",)),
     "disks": Section("volumes that others fill, that fail and have no inodes left"),
     "syscalls": Section("system calls that fail, each at its n-th call"),
     "forgetful": Section("power cuts, on a file system that forgets what is not synced"),

@@ -21,7 +21,10 @@ from backupd.tap import FOOTPRINT
 from tests.integration.daemons import Daemon
 from tests.torture.videos import MIB, Video
 
-__all__ = ["Books", "dead", "figure", "living", "promises_add_up"]
+__all__ = ["Books", "Unreadable", "dead", "figure", "living", "promises_add_up"]
+
+Unreadable = sqlite3.Error
+"""What reading a ledger raises while it is not there, or is being made."""
 
 WINDOW = 2 * MIB
 """Bytes that are compared before each offset; the digests compare all of them in the end."""

@@ -12,7 +12,8 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,12 +24,24 @@ from tests.integration.tus import OFFSET, VERSION, metadata
 from tests.torture.videos import MIB, Video, pieces
 from tests.torture.wire import Wire
 
-__all__ = ["Client", "Direct", "Ours", "Raw", "Scene", "ThroughLink", "fetched"]
+__all__ = [
+    "Again",
+    "Client",
+    "Direct",
+    "Ours",
+    "Over",
+    "Raw",
+    "Scene",
+    "ThroughLink",
+    "a_scene",
+    "fetched",
+]
 
 T = TypeVar("T")
 
 CUT = (OSError, http.client.HTTPException)
 STEP = 256 * 1024
+PAUSE = 0.05
 PATIENCE = 180.0
 """Seconds in which something must move, kills and waiting in line included."""
 
@@ -45,7 +58,11 @@ class Scene:
     sender: Daemon
     receiver: Daemon
     wire: Wire
-    pause: float = 0.05
+    rest: float = 0.0
+    """Seconds that a client takes between two videos, on average."""
+    kept: float = 0.1
+    """The share of small videos that are not deleted again at once."""
+    may_expire: bool = False
     stored: dict[str, Video] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
     ending: threading.Event = field(default_factory=threading.Event)
@@ -65,6 +82,30 @@ class Scene:
         assert not self.wire.wrong, "\n".join(self.wire.wrong)
         if self.failures:
             raise AssertionError(str(self.failures[0])) from self.failures[0]
+
+
+@contextmanager
+def a_scene(
+    folder: Path, receiving: Mapping[str, str], sending: Mapping[str, str], **more: Any
+) -> Iterator[Scene]:
+    """Both daemons with these settings, and the door between them."""
+    wire = Wire()
+    receiver = Daemon(folder, "receiver", host=wire.host, **receiving)
+    wire.target = receiver.port
+    try:
+        with receiver, Daemon(folder, "sender", **sending) as sender:
+            scene = Scene(folder, sender, receiver, wire, **more)
+            try:
+                yield scene
+            finally:
+                # Whatever happened, nobody goes on asking.
+                scene.ending.set()
+    finally:
+        wire.close()
+
+
+class Over(Exception):
+    """The request has ended; to be asked anew."""
 
 
 class Again(Exception):
@@ -98,6 +139,8 @@ def fetched(daemon: Daemon, path: str) -> str:
 class Client(threading.Thread, ABC):
     """Brings one video after the other, until the scene ends."""
 
+    deletions: tuple[str, ...] = ("?now=true",)
+
     def __init__(
         self, scene: Scene, chance: random.Random, size: Callable[[random.Random], int]
     ) -> None:
@@ -112,33 +155,45 @@ class Client(threading.Thread, ABC):
     def run(self) -> None:
         try:
             while not self.scene.ending.is_set():
-                video = self.video = self.scene.new_video(self._size(self.chance))
-                backup_id, sha256 = self.bring(video)
-                self.scene.counts["stored"] += 1
-                assert sha256 == video.sha256(), f"video {video.number} was stored as other bytes"
-                self._look_after(backup_id, video)
+                self.video = self.scene.new_video(self._size(self.chance))
+                self._bring_home(self.video)
+                self.scene.ending.wait(self.chance.uniform(0, 2 * self.scene.rest))
         except BaseException as error:
             error.add_note(f"{self.name}: {self.doing}")
             self.scene.failures.append(error)
+
+    def _bring_home(self, video: Video) -> None:
+        while True:
+            self.scene.counts["begun"] += 1
+            try:
+                backup_id, sha256 = self.bring(video)
+                break
+            except Over:
+                assert self.scene.may_expire, f"a request for video {video.number} was ended"
+                self.scene.counts["expired"] += 1
+        self.scene.counts["stored"] += 1
+        assert sha256 == video.sha256(), f"video {video.number} was stored as other bytes"
+        self.look_after(backup_id, video)
+        del self.scene.videos[video.number]
 
     @abstractmethod
     def bring(self, video: Video) -> tuple[str, str]:
         """Until somebody was told that it is stored: the backup's id, and its SHA-256."""
 
-    def _look_after(self, backup_id: str, video: Video) -> None:
+    def look_after(self, backup_id: str, video: Video) -> None:
         """It can be fetched, and most are deleted then, so that the disk does not fill up."""
         self.scene.stored[backup_id] = video
         path = f"/api/v1/backups/{backup_id}"
         assert self.keep_on(lambda: fetched(self.scene.receiver, path)) == video.sha256(), (
             "restored as others"
         )
-        if self.chance.random() < 0.9 or video.size > 16 * MIB:
+        if self.chance.random() > self.scene.kept or video.size > 16 * MIB:
             del self.scene.stored[backup_id]
-            self.keep_on(lambda: self._deleted(path))
-        del self.scene.videos[video.number]
+            how = self.chance.choice(self.deletions)
+            self.keep_on(lambda: self._deleted(path + how))
 
     def _deleted(self, path: str) -> None:
-        answer = self.scene.receiver.call("DELETE", f"{path}?now=true", operator=True)
+        answer = self.scene.receiver.call("DELETE", path, operator=True)
         if answer.status not in (200, 404):
             raise Again(answer)
 
@@ -157,7 +212,7 @@ class Client(threading.Thread, ABC):
                     ) from error
                 self.doing = f"video {self.video.number}, {self.video.size} bytes: {error!r}"
             self.scene.counts["tries again"] += 1
-            time.sleep(self.scene.pause)
+            time.sleep(PAUSE)
 
     def saw(self, state: object) -> None:
         """Where it stands; when that is new, there is time again."""
@@ -198,10 +253,12 @@ class Client(threading.Thread, ABC):
         return self.chance.choice([MIB // 4, 2 * MIB, 16 * MIB, 1024 * MIB])
 
     def offset(self, url: str) -> int | None:
-        """Where it goes on; None once it is over."""
+        """Where it goes on; None once it is stored."""
         answer = call("HEAD", url, headers=VERSION, timeout=20)
-        if answer.status in (409, 410):
+        if answer.status == 409:
             return None
+        if answer.status in (404, 410):
+            raise Over
         if answer.status != 200 or "Upload-Offset" not in answer.headers:
             raise Again(answer)
         self.saw((url, answer.headers["Upload-Offset"]))
@@ -309,6 +366,10 @@ class Raw(_Asking):
 class Direct(Client):
     """A direct upload: its end stores it."""
 
+    def called(self, video: Video) -> str:
+        """What it is called there."""
+        return f"direct-{video.number}"
+
     def bring(self, video: Video) -> tuple[str, str]:
         url = self.keep_on(lambda: self._create(video))
         self.keep_on(lambda: self.go_on(url, video))
@@ -318,7 +379,7 @@ class Direct(Client):
 
     def _create(self, video: Video) -> str:
         described = {"Upload-Length": str(video.size)}
-        described["Upload-Metadata"] = metadata(videoId=f"direct-{video.number}")
+        described["Upload-Metadata"] = metadata(videoId=self.called(video))
         url = f"{self.scene.wire.url}/api/v1/uploads"
         answer = call("POST", url, b"", VERSION | described)
         if answer.status != 201:
@@ -327,11 +388,12 @@ class Direct(Client):
         return location if "://" in location else self.scene.wire.url + location
 
     def _listed(self, video: Video) -> Any:
-        query = f"/api/v1/backups?videoId=direct-{video.number}"
+        query = f"/api/v1/backups?videoId={self.called(video)}&limit=500"
         answer = self.scene.receiver.call("GET", query)
         if answer.status != 200:
             raise Again(answer)
-        listed = answer.json["backups"]
+        sha256 = video.sha256()
+        listed = [one for one in answer.json["backups"] if one["sha256"] == sha256]
         assert len(listed) == 1, f"{len(listed)} copies of a direct upload that was acknowledged"
         return listed[0]
 

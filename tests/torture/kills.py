@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import random
 import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from statistics import mean, quantiles
 
-from tests.integration.daemons import Daemon, wait_until
+from tests.integration.daemons import Daemon
 from tests.torture import books
-from tests.torture.clients import Client, Direct, Ours, Raw, Scene, ThroughLink, fetched
+from tests.torture.clients import Client, Direct, Ours, Raw, Scene, ThroughLink, a_scene
+from tests.torture.ending import come_to_an_end, listed, nothing_is_left
 from tests.torture.scratch import scratch
 from tests.torture.videos import MIB
-from tests.torture.wire import Wire
 
 __all__ = ["run"]
 
@@ -33,8 +31,6 @@ RECEIVER = {
 SENDER = {"loop_interval": "0.2", "max_sends": "4", "shutdown_grace": "1"}
 CLIENTS: tuple[type[Client], ...] = (Ours, Ours, Ours, ThroughLink, ThroughLink, Direct, Raw)
 TOLD_EVERY = 25
-ENOUGH = 200.0
-"""Seconds for all that is under way to come to its end once nothing is killed any more."""
 
 
 def size(chance: random.Random) -> int:
@@ -149,9 +145,9 @@ class Killer:
     def figures(self) -> Iterator[str]:
         """For people."""
         wire, counts = self.scene.wire, self.scene.counts
-        yield f"kills: {self.kills}; signals: {_listed(self.signals)}"
-        yield f"requests at kills of the receiver: {_listed(self.requests)}"
-        yield f"entries at kills of the sender: {_listed(self.entries)}"
+        yield f"kills: {self.kills}; signals: {listed(self.signals)}"
+        yield f"requests at kills of the receiver: {listed(self.requests)}"
+        yield f"entries at kills of the sender: {listed(self.entries)}"
         yield (
             f"{counts['stored']} videos stored, fetched and compared; {wire.acknowledged / MIB:.0f}"
             f" MiB acknowledged; clients tried again {counts['tries again']} times"
@@ -165,10 +161,6 @@ class Killer:
         yield f"seconds from a start until it is ready: p50 {cuts[49]:.2f}, p99 {cuts[98]:.2f}"
 
 
-def _listed(counts: Counter[str]) -> str:
-    return ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
-
-
 def run(
     chance: random.Random,
     told: Callable[[str], None],
@@ -177,7 +169,7 @@ def run(
     size: Callable[[random.Random], int] = size,
 ) -> None:
     """So many kills; then everything that was begun has to come to its end."""
-    with scratch("kills") as folder, _scene(folder) as scene:
+    with scratch("kills") as folder, a_scene(folder, RECEIVER, SENDER) as scene:
         crowd = [kind(scene, random.Random(chance.random()), size) for kind in clients]
         for one in crowd:
             one.start()
@@ -193,53 +185,9 @@ def run(
                     )
         finally:
             scene.ending.set()
-        deadline = time.monotonic() + ENOUGH
-        while late := [f"{one.name}, {one.doing}" for one in crowd if one.is_alive()]:
-            scene.check()
-            assert time.monotonic() < deadline, f"not at their end after {ENOUGH:.0f} s: {late}"
-            time.sleep(0.1)
-        scene.check()
-        all_is_well(scene)
+        come_to_an_end(scene, crowd)
+        nothing_is_left(scene)
         for line in killer.figures():
             told(line)
         most = max(scene.wire.resent, default=0)
         assert most <= RESENT, f"{most} bytes of one upload had to be sent again"
-
-
-@contextlib.contextmanager
-def _scene(folder: Path) -> Iterator[Scene]:
-    wire = Wire()
-    receiver = Daemon(folder, "receiver", host=wire.host, **RECEIVER)
-    wire.target = receiver.port
-    try:
-        with receiver, Daemon(folder, "sender", **SENDER) as sender:
-            scene = Scene(folder, sender, receiver, wire)
-            try:
-                yield scene
-            finally:
-                # Whatever happened, nobody goes on asking.
-                scene.ending.set()
-    finally:
-        wire.close()
-
-
-def all_is_well(scene: Scene) -> None:
-    """Nothing is under way, nothing reserved, nothing left over; what is kept is whole."""
-    receiver, sender = scene.receiver, scene.sender
-    wait_until(lambda: receiver.requests() == [], "no request is alive")
-    wait_until(lambda: receiver.incoming == [], "no bytes of uploads are left")
-    promised = books.figure(receiver, "backupd_promised_bytes")
-    assert promised == 0, f"{promised} bytes are still promised, to nobody"
-    left = sender.call("GET", "/api/v1/outbox?state=going", operator=True).json["entries"]
-    assert left == [], f"entries that never ended: {left}"
-    found = books.living(receiver)
-    found.check_backups(scene.stored)
-    listed = {one["backup_id"] for one in found.backups}
-    assert listed == set(scene.stored), f"kept without reason: {listed - set(scene.stored)}"
-    wait_until(lambda: books.living(receiver).orphans() == [], "no file is an orphan")
-    for one in (receiver, sender):
-        examined = one.ctl("doctor")
-        assert examined.code == 0, examined.out + examined.err
-    for backup_id, video in scene.stored.items():
-        data = fetched(receiver, f"/api/v1/backups/{backup_id}")
-        assert data == video.sha256(), f"video {video.number} came back as other bytes"
