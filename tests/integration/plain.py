@@ -7,6 +7,7 @@ import hashlib
 import json
 import queue
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,6 +22,16 @@ octets = {"Content-Type": "application/octet-stream"}
 LINK = "linkForServerAtoNoticeServerBWhenServerAIsReady"
 SEND = "linkForServerBtoSendBackupToSeverA"
 COMPLETE = "linkForServerBtoCompleteBackupToSeverA"
+
+
+class _Quiet(ThreadingHTTPServer):
+    """A client that is gone is nothing to write about."""
+
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)
 
 
 class _Server:
@@ -56,8 +67,7 @@ class _Server:
             def log_message(self, *_: object) -> None:
                 pass
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
+        self.server = _Quiet(("127.0.0.1", 0), Handler)
         self.port: int = self.server.server_address[1]
         self.url = f"http://localhost:{self.port}"
         threading.Thread(target=self.server.serve_forever, args=[0.05], daemon=True).start()

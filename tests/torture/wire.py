@@ -30,6 +30,8 @@ class _Upload:
     acknowledged: int = 0
     sent: int = 0
     """Where the bytes end that were passed on to the daemon since it last named an offset."""
+    begun: int = 0
+    """How often it was begun anew."""
 
 
 @dataclass
@@ -43,6 +45,9 @@ class _Exchange:
     """Where in the upload the next byte of its body lies; None when it has no such body."""
     whole: bool = False
     """It begins the upload anew."""
+    floor: int = 0
+    """What had been acknowledged when it was asked: no answer may fall behind that."""
+    begun: int = 0
     answered: bool = False
 
 
@@ -116,6 +121,8 @@ class Wire(Cutter):
             upload.sent = exchange.at
             if exchange.whole:
                 upload.acknowledged = 0
+                upload.begun += 1
+        exchange.floor, exchange.begun = upload.acknowledged, upload.begun
         self._body(exchange, len(body))
 
     def _body(self, exchange: _Exchange, count: int) -> None:
@@ -140,7 +147,7 @@ class Wire(Cutter):
 
     def _end(self, exchange: _Exchange, head: bytes) -> None:
         upload, status = self._uploads.get(exchange.path), STATUS.match(head)
-        if upload is None or status is None:
+        if upload is None or status is None or upload.begun != exchange.begun:
             return
         offset = OFFSET.search(head)
         if offset is not None:
@@ -149,10 +156,10 @@ class Wire(Cutter):
             now = exchange.at or 0
         else:
             return
-        if now < upload.acknowledged:
+        if now < exchange.floor:
             method = exchange.head.partition(b" ")[0].decode()
             self.wrong.append(
-                f"{method} {exchange.path}: {upload.acknowledged} bytes were acknowledged, "
+                f"{method} {exchange.path}: {exchange.floor} bytes were acknowledged, "
                 f"and now it is at {now}"
             )
         self.acknowledged += max(0, now - upload.acknowledged)
