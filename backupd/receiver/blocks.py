@@ -31,9 +31,13 @@ T = TypeVar("T")
 DEPTH = 3
 """Blocks under way at once."""
 
-SYNC_BYTES = 64 * 1024 * 1024
+SYNC_BYTES = 32 * 1024 * 1024
 SYNC_SECONDS = 3.0
-"""The durable offset moves when this much has come since it last did."""
+"""The durable offset moves when this much has come since it last did.
+
+While a sync is slow half as much again may come. With the blocks under way and what the kernel
+holds of a connection, a crash costs a sender at most 64 MiB.
+"""
 
 POOL = BlockPool()
 """The buffers of all uploads: reactor thread only."""
@@ -211,7 +215,7 @@ class BlockWriter:
             late = self._clock.seconds() - self._synced_at >= SYNC_SECONDS
             if behind >= SYNC_BYTES or (late and behind):
                 self._syncing = go_on(self._sync())
-        elif behind >= 3 * SYNC_BYTES:
+        elif behind >= SYNC_BYTES + SYNC_BYTES // 2:
             done, self._syncing = self._syncing, None
             await done
 

@@ -237,7 +237,14 @@ class Client(threading.Thread, ABC):
                 time.sleep(max(0.0, begun + (end - start) / rate - time.monotonic()))
             return answer_on(connection, method)
 
-    def go_on(self, url: str, video: Video, length: int = 0, begin: int = 0, **more: str) -> None:
+    def go_on(
+        self,
+        url: str,
+        video: Video,
+        length: int = 0,
+        begin: int = 0,
+        more: dict[str, str] | None = None,
+    ) -> None:
         """PATCHes of some length, from where the daemon says it is, until all is there."""
         length = length or video.size
         while True:
@@ -245,7 +252,7 @@ class Client(threading.Thread, ABC):
             if stands is None or stands == length:
                 return
             stop = min(length, stands + self._stretch())
-            headers = VERSION | OFFSET | {"Upload-Offset": str(stands)} | more
+            headers = VERSION | OFFSET | {"Upload-Offset": str(stands)} | (more or {})
             answer = self.send("PATCH", url, video, begin + stands, begin + stop, headers)
             if answer.status != 204:
                 raise Again(answer)
@@ -360,7 +367,7 @@ class Raw(_Asking):
     def upload(self, link: str, video: Video) -> None:
         if self._begun == link:
             # Whoever sent it all again would begin anew.
-            self.go_on(link, video, **{"Upload-Length": str(video.size)})
+            self.go_on(link, video, more={"Upload-Length": str(video.size)})
             return
         self._begun = link
         answer = self.send("PUT", link, video, 0, video.size, octets)
