@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 from tests.integration.daemons import wait_until
 from tests.torture import books
-from tests.torture.clients import Client, Scene, fetched
+from tests.torture.clients import Client, fetched
+from tests.torture.scene import Scene
 
 __all__ = ["come_to_an_end", "listed", "nothing_is_left"]
 

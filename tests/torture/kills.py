@@ -11,8 +11,9 @@ from statistics import mean, quantiles
 
 from tests.integration.daemons import Daemon
 from tests.torture import books
-from tests.torture.clients import Client, Direct, Ours, Raw, Scene, ThroughLink, a_scene
+from tests.torture.clients import Client, Direct, Ours, Raw, ThroughLink
 from tests.torture.ending import come_to_an_end, listed, nothing_is_left
+from tests.torture.scene import Scene, a_scene
 from tests.torture.scratch import scratch
 from tests.torture.videos import MIB
 
