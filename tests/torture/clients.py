@@ -321,7 +321,7 @@ class Direct(Client):
     def bring(self, video: Video) -> tuple[str, str]:
         url = self.keep_on(lambda: self._create(video))
         self.keep_on(lambda: self.go_on(url, video))
-        found = self.keep_on(lambda: self._listed(video))
+        found = self.keep_on(lambda: self.listed(video))
         self.scene.wire.forget(url)
         return found["backupId"], found["sha256"]
 
@@ -335,7 +335,7 @@ class Direct(Client):
         location: str = answer.headers["Location"]
         return location if "://" in location else self.scene.wire.url + location
 
-    def _listed(self, video: Video) -> Any:
+    def listed(self, video: Video) -> Any:
         query = f"/api/v1/backups?videoId={self.called(video)}&limit=500"
         answer = self.scene.receiver.call("GET", query)
         if answer.status != 200:
