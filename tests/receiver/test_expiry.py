@@ -349,3 +349,14 @@ class SweepTests(WorldCase):
         self.clock.advance(3600)
         self.world.sweep()
         self.raises(NoSuchRequest, self.world.ledger.request(request_id))
+
+    def test_a_short_history(self) -> None:
+        """It is kept to when it is shorter than the time between two looks, too."""
+        world = self.make("short", {"history": 60.0})
+        for _ in range(3):
+            request_id = world.offered()
+            now(world.keeper.give_up(request_id))
+            world.sweep()
+            self.clock.advance(61)
+            world.sweep()
+            self.raises(NoSuchRequest, world.ledger.request(request_id))

@@ -6,7 +6,7 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from statistics import mean, quantiles
 
 from tests.integration.daemons import Daemon
@@ -32,6 +32,8 @@ RECEIVER = {
 SENDER = {"loop_interval": "0.2", "max_sends": "4", "shutdown_grace": "1"}
 CLIENTS: tuple[type[Client], ...] = (Ours, Ours, Ours, ThroughLink, ThroughLink, Direct, Raw)
 TOLD_EVERY = 25
+PAUSES = (0.3, 1.0, 5.0, 18.0)
+"""Seconds that a daemon stands still: now and then longer than a lease, or than a message takes."""
 
 
 def size(chance: random.Random) -> int:
@@ -47,8 +49,9 @@ def size(chance: random.Random) -> int:
 class Killer:
     """Ends the daemons, and looks at what they left."""
 
-    def __init__(self, scene: Scene, chance: random.Random) -> None:
+    def __init__(self, scene: Scene, chance: random.Random, pauses: Sequence[float]) -> None:
         self.scene = scene
+        self.pauses = pauses
         self.chance = chance
         self.kills = 0
         self.signals: Counter[str] = Counter()
@@ -130,8 +133,7 @@ class Killer:
         other = self.scene.sender if victim is self.scene.receiver else self.scene.receiver
         victim.process.send_signal(signal.SIGSTOP)
         try:
-            # Mostly short, and now and then longer than a lease and the time for a message.
-            until = time.monotonic() + self.chance.choice([0.3, 1.0, 5.0, 18.0])
+            until = time.monotonic() + self.chance.choice(self.pauses)
             while time.monotonic() < until:
                 asked = time.monotonic()
                 assert other.ready()["status"] == "ok"
@@ -166,15 +168,16 @@ def run(
     chance: random.Random,
     told: Callable[[str], None],
     kills: int = 1000,
-    clients: tuple[type[Client], ...] = CLIENTS,
+    clients: Sequence[type[Client]] = CLIENTS,
     size: Callable[[random.Random], int] = size,
+    pauses: Sequence[float] = PAUSES,
 ) -> None:
     """So many kills; then everything that was begun has to come to its end."""
     with scratch("kills") as folder, a_scene(folder, RECEIVER, SENDER) as scene:
         crowd = [kind(scene, random.Random(chance.random()), size) for kind in clients]
         for one in crowd:
             one.start()
-        killer = Killer(scene, chance)
+        killer = Killer(scene, chance, pauses)
         try:
             while killer.kills < kills:
                 before = killer.kills // TOLD_EVERY

@@ -18,7 +18,9 @@ def told(line: str) -> None:
 def test_ten_kills() -> None:
     """Nothing acknowledged is lost, nothing stays reserved, and all is stored in the end."""
     crowd: tuple[type[Client], ...] = (Ours, ThroughLink, Direct, Raw)
-    kills.run(random.Random(1), told, 10, crowd, lambda chance: chance.randrange(1, 6 * MIB))
+    kills.run(
+        random.Random(1), told, 10, crowd, lambda chance: chance.randrange(1, 6 * MIB), (0.3, 1.0)
+    )
 
 
 def test_a_minute_of_everything() -> None:

@@ -173,6 +173,14 @@ class OwnTests(ClosedCase):
         assert one["peer"] == "b"
         assert self.ask("GET", REQUESTS, token="c").json["requests"] == []
 
+    def test_a_direct_upload_whose_client_left_is_listed(self) -> None:
+        """It is called by nobody, so no time is told when it would be."""
+        tus = {"Tus-Resumable": "1.0.0", "Upload-Length": "5", "Upload-Metadata": "videoId Mg=="}
+        assert self.ask("POST", "/api/v1/uploads", token="b", headers=tus).status == 201
+        self.reactor.pump([60.0] * 11)
+        (one,) = self.ask("GET", REQUESTS, token="b").json["requests"]
+        assert (one["state"], one["nextOfferAt"]) == ("PENDING", None)
+
     def test_sums_over_all_peers_are_the_operators(self) -> None:
         for path in ("/metrics", "/api/v1/scrub"):
             problem(self.ask("GET", path, token="b"), 403)
