@@ -55,8 +55,12 @@ def examine(
 
 def _root(settings: Settings) -> Iterator[Finding]:
     root = os.path.abspath(settings.root)
+    if not os.path.exists(root):
+        yield Finding(
+            "root", False, f"{root} is not there yet", "start the daemon once: it makes it"
+        )
+        return
     try:
-        os.makedirs(root, exist_ok=True)
         with tempfile.TemporaryFile(dir=root) as probe:
             probe.write(b"backupd")
             probe.flush()
