@@ -51,7 +51,7 @@ def resend(api: Api, to: str, source: str | None, detach: bool, as_json: bool) -
     goal = _place(api, to)
     origin = sent.choose(goal, None if source is None else _place(api, source))
     entries, gone, before = [], [], 0
-    for entry in sent.at[origin].values():
+    for entry in sent.meant_for(origin):
         if sent.has(goal, entry):
             before += 1
             continue
@@ -60,6 +60,8 @@ def resend(api: Api, to: str, source: str | None, detach: bool, as_json: bool) -
         except ApiFailed as error:
             if error.status != 400:
                 raise
+            if entry["state"] == "FAILED":
+                continue  # it was never stored there, and its owner has it no more
             gone.append({"videoId": entry["videoId"], "path": entry["path"], "why": str(error)})
     if not as_json:
         there = f"; {before} are there or on their way already" if before else ""
@@ -108,11 +110,21 @@ class _Sent:
 
     api: Api
     at: dict[str, dict[tuple[str, str], Any]] = field(default_factory=dict)
+    given_up: dict[str, dict[tuple[str, str], Any]] = field(default_factory=dict)
+    """Likewise, of what has failed there."""
 
     def __post_init__(self) -> None:
         for entry in self.api.pages("/api/v1/outbox", "entries", {}):
             if entry["state"] in FINE:
                 self.at.setdefault(entry["to"], {})[_file(entry)] = entry
+            elif entry["state"] == "FAILED":
+                self.given_up.setdefault(entry["to"], {})[_file(entry)] = entry
+
+    def meant_for(self, origin: str) -> list[Any]:
+        """What was stored there or on its way, and what was given up: at a dead receiver that is
+        everything once its time is over.
+        """
+        return list((self.given_up.get(origin, {}) | self.at[origin]).values())
 
     def choose(self, goal: str, source: str | None) -> str:
         """The receiver that is meant."""
