@@ -124,7 +124,8 @@ class _Sent:
         """What was stored there or on its way, and what was given up: at a dead receiver that is
         everything once its time is over.
         """
-        return list((self.given_up.get(origin, {}) | self.at[origin]).values())
+        kept, given_up = self.at[origin], self.given_up.get(origin, {})
+        return [*kept.values(), *(one for file, one in given_up.items() if file not in kept)]
 
     def choose(self, goal: str, source: str | None) -> str:
         """The receiver that is meant."""
