@@ -314,6 +314,10 @@ class Intake:
             drop = going(uploads, drop)
             await self._ledger.change(ask.request_id, self._without(drop), drop=drop)
             await self.discard(drop)
+        if upload.allocated:
+            # What an earlier start left is freed next, and may not come back: unmark it first.
+            upload = replace(upload, allocated=0)
+            await self._ledger.change(ask.request_id, lambda r: r, put=upload)
         try:
             handle, occupies = await self._off(self._create, upload_id, want)
             upload = replace(upload, allocated=min(want, occupies))

@@ -149,6 +149,25 @@ class UncertainTests(FaultCase):
         assert isinstance(outcome, Outcome)
         assert outcome.sha256 == sha256(DATA)
 
+    def test_what_cannot_be_begun_anew_takes_no_room(self) -> None:
+        """It had some, and its bytes are gone: what it needs is promised to it again in full."""
+        request_id = self.world.offered(size=len(DATA))
+        upload = self.world.create(request_id, len(DATA))
+        begun = {"upload_id": upload.upload_id, "offset": 0}
+        self.fs.fault = failing(errno.ENOSPC, "pwritev")
+        source = self.world.source(DATA, b"")
+        self.raises(NoRoom, self.world.receive(request_id, source, len(DATA), **begun))
+        assert self.world.uploads()[0].allocated
+        self.fs.fault = failing(errno.EMFILE, "open")
+        source = self.world.source(DATA, b"")
+        self.raises(StorageFailed, self.world.receive(request_id, source, len(DATA), **begun))
+        self.well()
+        assert [one.allocated for one in self.world.uploads()] == [0]
+        assert self.world.on_disk() == {}
+        self.world.check_accounts()
+        outcome = self.world.send(request_id, DATA, **begun)
+        assert isinstance(outcome, Outcome)
+
 
 class BrokenTests(FaultCase):
     def test_last_sync(self) -> None:

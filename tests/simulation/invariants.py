@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
 from backupd.interfaces import Entry, Totals
@@ -34,6 +35,20 @@ LATE = 900.0
 """Seconds by which what time ends may be late, with every fault that a plan has."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Lease:
+    """Until when a state holds by the daemon's own time, and by ours at the soonest; ``last`` is
+    what held before the changes that began at ``changed_at``.
+    """
+
+    state: str
+    until: float
+    due: float
+    last: float
+    changed_at: float
+    life: int
+
+
 def _of(there: bytes, meant: Sequence[bytes]) -> bool:
     """Whether these bytes are of what was meant; several may have gone on with one upload."""
     if any(there == one[: len(there)] for one in meant):
@@ -60,8 +75,8 @@ class Watch:
         self._sizes: dict[str, int] = {}
         self._capabilities: dict[str, str] = {}
         self.kept = KeptWatch(history)
-        self._leases: dict[str, tuple[str, float, float, int, float]] = {}
-        self._free: dict[str, float] = {}
+        self._leases: dict[str, _Lease] = {}
+        self._free: dict[str, tuple[float, float]] = {}
         self._entries: dict[str, str] = {}
         self._cancelled: dict[str, None] = {}
 
@@ -262,23 +277,28 @@ class Watch:
         if state not in ("PENDING", "EXPIRED"):
             until = getattr(request, "lease_until", None) or getattr(request, "expires_at", None)
             known = self._leases.get(request_id)
-            if until is not None and (known is None or known[:2] != (state, until)):
-                # The last of a body that is cut for its silence gives it a new lease, for no time.
-                since, last = now, now
-                if known is not None and known[0] == state:
-                    since, last = (known[4], now) if now - known[4] > 1.0 else (known[2], known[4])
-                self._leases[request_id] = state, until, since, machine.lives, last
+            if (
+                until is not None
+                and machine.process is not None
+                and (known is None or (known.state, known.until) != (state, until))
+            ):
+                due = now + (until - machine.process.seconds()) / (1 + SLEW) - 1.0
+                last, begun = due, now
+                if known is not None and known.state == state:
+                    # The last of a body that is cut for its silence gives it a lease for no time.
+                    recent = now - known.changed_at <= 1.0
+                    last = known.last if recent else known.due
+                    begun = known.changed_at if recent else now
+                self._leases[request_id] = _Lease(state, until, due, last, begun, machine.lives)
             return
         known = self._leases.pop(request_id, None)
-        if known is None or known[0] != before or known[3] != machine.lives:
+        if known is None or known.state != before or known.life != machine.lives:
             return  # whoever starts believes the clock
-        had = (now - known[2]) * (1 + SLEW) + 1.0
-        settings = machine.settings
-        if isinstance(request, Pending) and "whole lease" in (request.last_error or ""):
-            if had < settings.offer_lease:
-                self._fail(machine, f"took the turn of {request_id} after {had} seconds")
-        elif state == "EXPIRED" and before == "RECEIVED" and had < settings.upload_expiry:
-            self._fail(machine, f"let {request_id} expire after {had} seconds")
+        lapsed = isinstance(request, Pending) and "whole lease" in (request.last_error or "")
+        due = known.last if now - known.changed_at <= 1.0 else known.due
+        if (lapsed or (state, before) == ("EXPIRED", "RECEIVED")) and now < due:
+            what = "took the turn of" if lapsed else "let expire"
+            self._fail(machine, f"{what} {request_id} {due - now} seconds too soon")
 
     def _late(self, machine: Machine) -> None:
         """What time ends has ended, and nobody waits beside a turn that is free."""
@@ -300,8 +320,13 @@ class Watch:
                 >= settings.max_per_peer
             ):
                 self._free.pop(request.ask.request_id, None)
-            elif self._free.setdefault(request.ask.request_id, now) < now - LATE:
-                self._fail(machine, f"lets {request.ask.request_id} wait beside a free turn")
+            else:
+                turn = request.due_at if isinstance(request, Pending) else 0.0
+                known = self._free.get(request.ask.request_id)
+                if known is None or known[0] != turn:
+                    known = self._free[request.ask.request_id] = turn, now
+                if known[1] < now - LATE:
+                    self._fail(machine, f"lets {request.ask.request_id} wait beside a free turn")
 
     def _could_be_called(self, machine: Machine, request: BackupRequest, now: float) -> bool:
         """Whether it waits, and nothing has gone wrong with those in its line."""

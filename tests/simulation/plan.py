@@ -150,6 +150,11 @@ def draw(seed: int, *, sqlite_share: float = 0.04) -> Plan:
             own = sum(one.size + 8192 for one in plan.videos if one.machine == name)
             room = rng.choice((60_000, 150_000, 300_000))
             plan.capacity[name] = floor + own + 20_000 + room
+    for action in plan.actions:
+        if action.kind == "touch" and action.what["moved"]:
+            # Who reads the old one has it open still.
+            video = plan.videos[action.what["video"]]
+            plan.capacity[video.machine] += video.size + 8192
     plan.actions.sort(key=lambda action: action.at)
     ends = [action.at + action.what.get("lasts", 0.0) for action in plan.actions]
     plan.calm_at = max([60.0, *ends]) + 5.0
