@@ -250,7 +250,7 @@ class BrokenTests(FaultCase):
     def test_create(self) -> None:
         """An upload that cannot be created leaves neither a file nor a record."""
         request_id = self.world.offered()
-        for function in ("open", "fsync"):
+        for function in ("open", "fstat"):
             self.fs.fault = failing(errno.EIO, function)
             self.raises(StorageFailed, self.world.receive(request_id, self.world.source(), 4))
             self.well()
