@@ -1,7 +1,7 @@
 """Writers queue up and commit together: one sync for many.
 
-While one batch is being committed off the reactor thread, the next gathers. Each step runs in a
-savepoint of its own, so that what one raises undoes that one alone.
+While one batch is being committed off the reactor thread, the next gathers. What one step raises
+undoes that one alone. A step may run twice, the first time for nothing.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ __all__ = ["Batches", "ledger_failed"]
 
 T = TypeVar("T")
 Step = Callable[[Connection], T]
+Within = Callable[[Connection, Step[Any]], Any]
 
 MAX_BATCH = 256
 MAX_WAITING = 8192
@@ -125,38 +126,64 @@ class Batches:
                 done.callback(None)
 
     def _commit(self, steps: list[Step[Any]]) -> tuple[list[Any], bool]:
-        """In the ledger's thread: results and Failures, in order, all committed; if any wrote."""
-        results: list[Any] = []
+        """In the ledger's thread: results and Failures, in order, all committed; if any wrote.
+
+        Savepoints would take as long as the steps, and hardly ever one fails: so all run without,
+        and only when one does, each runs once more within one.
+        """
         try:
             connection = self._connection()
-            driver: Any = connection.connection.dbapi_connection
-            before = driver.total_changes
-            connection.exec_driver_sql(self._begin)
             try:
-                for step in steps:
-                    results.append(self._one(connection, step))
-                connection.exec_driver_sql("COMMIT")
-            except BaseException:
-                self._undo()
-                with suppress(SQLAlchemyError):  # a full or failing disk has rolled back already
-                    connection.exec_driver_sql("ROLLBACK")
-                raise
+                return self._transaction(connection, steps, within=_plainly)
+            except SQLAlchemyError as error:
+                if not isinstance(error, IntegrityError):
+                    raise
+            except Exception as error:
+                if len(steps) == 1:
+                    return [_fault(error)], False
+            return self._transaction(connection, steps, within=_by_itself)
         except SQLAlchemyError as error:
             raise ledger_failed(error) from error
+
+    def _transaction(
+        self, connection: Connection, steps: list[Step[Any]], within: Within
+    ) -> tuple[list[Any], bool]:
+        driver: Any = connection.connection.dbapi_connection
+        before = driver.total_changes
+        prepared.run_plain(connection, self._begin)
+        try:
+            results = [within(connection, step) for step in steps]
+            prepared.run_plain(connection, "COMMIT")
+        except BaseException:
+            self._undo()
+            with suppress(SQLAlchemyError):  # a full or failing disk has rolled back already
+                prepared.run_plain(connection, "ROLLBACK")
+            raise
         return results, driver.total_changes != before
 
-    def _one(self, connection: Connection, step: Step[Any]) -> Any:
-        prepared.run_plain(connection, "SAVEPOINT step")
-        try:
-            result = step(connection)
-        except Exception as error:
-            # A row that is there already is the fault of this step; all else is the database's.
-            if isinstance(error, SQLAlchemyError) and not isinstance(error, IntegrityError):
-                raise
-            prepared.run_plain(connection, "ROLLBACK TO step")
-            prepared.run_plain(connection, "RELEASE step")
-            if isinstance(error, IntegrityError):
-                return Failure(ledger_failed(error))
-            return Failure(error) if isinstance(error, BackupdError) else Failure()
+
+def _plainly(connection: Connection, step: Step[Any]) -> Any:
+    return step(connection)
+
+
+def _by_itself(connection: Connection, step: Step[Any]) -> Any:
+    """In a savepoint, so that what the step raises undoes it alone."""
+    prepared.run_plain(connection, "SAVEPOINT step")
+    try:
+        result = step(connection)
+    except Exception as error:
+        # A row that is there already is the fault of this step; all else is the database's.
+        if isinstance(error, SQLAlchemyError) and not isinstance(error, IntegrityError):
+            raise
+        prepared.run_plain(connection, "ROLLBACK TO step")
         prepared.run_plain(connection, "RELEASE step")
-        return result
+        return _fault(error)
+    prepared.run_plain(connection, "RELEASE step")
+    return result
+
+
+def _fault(error: Exception) -> Failure:
+    """What is told of a step that failed; to be called where ``error`` is handled."""
+    if isinstance(error, IntegrityError):
+        return Failure(ledger_failed(error))
+    return Failure(error) if isinstance(error, BackupdError) else Failure()

@@ -32,6 +32,7 @@ from backupd.errors import LedgerFailed, NoSuchRequest, UploadHeld
 from backupd.interfaces import Allowance, Line, Room, Totals, Upload, Usage
 from backupd.ledger import rows
 from backupd.ledger.backup_table import came_from, kept_of, put_backup
+from backupd.ledger.known import Standing
 from backupd.ledger.prepared import Prepared
 from backupd.ledger.schema import lines, requests, uploads
 from backupd.requests import (
@@ -118,7 +119,7 @@ _update = Prepared(
     _columns,
 )
 _allocated = Prepared(
-    select(func.coalesce(func.sum(_u.allocated), literal_column("0"))).where(
+    select(func.coalesce(func.sum(_u.allocated), literal_column("0")), func.count()).where(
         _u.request_id == bindparam("id")
     )
 )
@@ -179,6 +180,7 @@ class RequestTable:
     def __init__(self, footprint: int = 0) -> None:
         self.sums = Sums(footprint=footprint)
         self.changed: list[BackupRequest] = []
+        self.standing: list[Standing] = []
 
     def recount(self, connection: Connection) -> None:
         """Count the sums anew from the rows.
@@ -328,9 +330,9 @@ class RequestTable:
         )
         if ended:
             _drop_uploads.run(connection, {"id": request_id})
-            allocated = 0
+            allocated = count = 0
         else:
-            (allocated,) = _allocated.run(connection, {"id": request_id}).fetchone()
+            allocated, count = _allocated.run(connection, {"id": request_id}).fetchone()
         values = rows.request_row(new) | {"allocated": allocated}
         where = {"was_id": request_id, "was_state": state_name(old)}
         if _update.run(connection, values | where).rowcount != 1:
@@ -342,6 +344,7 @@ class RequestTable:
         self.sums.count(old, row.allocated, -1)
         self.sums.count(new, allocated, 1)
         self._move_in_line(connection, old, new, asked)
+        self.standing.append((new, count))
         if new != old:
             self.changed.append(new)
 

@@ -39,6 +39,7 @@ from backupd.interfaces import (
 )
 from backupd.ledger import backup_table, entry_table, keeping_table, repair_table, request_table
 from backupd.ledger.batches import Batches, ledger_failed
+from backupd.ledger.known import Known
 from backupd.ledger.request_table import RequestTable, Sums
 from backupd.ledger.upgrade import upgrade
 from backupd.requests import Ask, Backup, BackupRequest, Live, Pending, VideoId
@@ -107,6 +108,7 @@ class SqlLedger:
         self._writer: Connection | None = None
         self._reader: Connection | None = None
         self._requests = RequestTable(footprint)
+        self._known = Known()
         self._committed = Sums()
         self._watchers: list[Callable[[BackupRequest], None]] = []
         self._batches = Batches(
@@ -164,9 +166,12 @@ class SqlLedger:
     def _undo(self) -> None:
         self._requests.sums = replace(self._committed)
         self._requests.changed = []
+        self._requests.standing = []
 
     def _settled(self) -> None:
         self._committed = replace(self._requests.sums)
+        standing, self._requests.standing = self._requests.standing, []
+        self._known.learn(standing)
         changed, self._requests.changed = self._requests.changed, []
         for request in changed:
             for observer in self._watchers:
@@ -178,11 +183,13 @@ class SqlLedger:
     def _write(self, step: Callable[[Connection], T]) -> Deferred[T]:
         def careful(connection: Connection) -> T:
             sums, changes = replace(self._requests.sums), len(self._requests.changed)
+            standing = len(self._requests.standing)
             try:
                 return step(connection)
             except BaseException:
                 self._requests.sums = sums
                 del self._requests.changed[changes:]
+                del self._requests.standing[standing:]
                 raise
 
         return self._batches.submit(careful)
@@ -231,9 +238,13 @@ class SqlLedger:
         return self._write(lambda c: self._requests.change(c, request_id, step, put, drop))
 
     def request(self, request_id: str) -> Deferred[BackupRequest]:
+        if (known := self._known.request(request_id)) is not None:
+            return succeed(known)
         return self._read(lambda c: self._requests.request(c, request_id))
 
     def by_capability(self, capability: str) -> Deferred[BackupRequest]:
+        if (known := self._known.by_capability(capability)) is not None:
+            return succeed(known)
         return self._read(lambda c: request_table.by_capability(c, capability))
 
     def live_for(self, video: VideoId, peer: str | None, limit: int) -> Deferred[list[Live]]:
@@ -282,6 +293,8 @@ class SqlLedger:
         return self._write(write).addErrback(failed)
 
     def uploads(self, request_id: str | None) -> Deferred[list[Upload]]:
+        if request_id is not None and self._known.has_no_uploads(request_id):
+            return succeed([])
         return self._read(lambda c: request_table.uploads_of(c, request_id))
 
     def upload_by_token(self, token: str) -> Deferred[Upload]:
