@@ -257,6 +257,19 @@ class BrokenTests(FaultCase):
             assert (self.world.uploads(), self.world.on_disk()) == ([], {})
             self.check_closed()
 
+    def test_name(self) -> None:
+        """Bytes whose file's name could not be made durable are not acknowledged; the next upload
+        begins with a file of its own."""
+        request_id = self.world.offered(size=len(DATA))
+        self.fs.fault = failing(errno.EIO, "fsync", "incoming")
+        done = self.world.receive(request_id, self.world.source(DATA, b""), len(DATA))
+        self.raises(StorageFailed, done)
+        assert self.world.uploads()[0].offset == 0
+        self.check_closed()
+        self.well()
+        assert self.world.send(request_id, DATA).sha256 == sha256(DATA)
+        assert ".backupd/incoming" not in self.fs.unsynced
+
     def test_every_call_fails_once(self) -> None:
         """Whichever call fails, no offset is ahead of the disk, nothing leaks, and it goes on."""
         functions = ("open", "posix_fallocate", "pwritev", "fdatasync", "fsync", "lstat", "pread")
