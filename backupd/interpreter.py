@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import gc
-import sys
 
 __all__ = ["settle"]
-
-SWITCH = 0.0005
-"""Seconds for which one thread may keep the interpreter while another wants it: with the usual
-5 ms the reactor waits that long, again and again, for those that write and hash."""
 
 THRESHOLDS = (10_000, 20, 20)
 """New objects until the collector of garbage looks at them, and how many of these looks until it
@@ -24,7 +19,6 @@ def settle() -> None:
     out is freed all the same when nobody refers to it any more; only cycles in it are not.
     """
     if not gc.get_freeze_count():
-        sys.setswitchinterval(SWITCH)
         gc.set_threshold(*THRESHOLDS)
         gc.collect()
     gc.freeze()

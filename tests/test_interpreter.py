@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import sys
 from collections.abc import Iterator
 
 import pytest
@@ -13,11 +12,10 @@ from backupd import interpreter
 
 @pytest.fixture(autouse=True)
 def _as_before() -> Iterator[None]:
-    thresholds, switch = gc.get_threshold(), sys.getswitchinterval()
+    thresholds = gc.get_threshold()
     yield
     gc.unfreeze()
     gc.set_threshold(*thresholds)
-    sys.setswitchinterval(switch)
 
 
 class _Loop:
