@@ -230,6 +230,7 @@ class KeptTests(SynchronousTestCase):
         assert self.successResultOf(go_on(pace.turn(10**9))) == 10**9
         for said, rate in (("1 MB/s", 1e6), ("3 MB/s", 3e6)):
             rates["a"] = said
+            assert pace.limits
             one = Drawing(self.clock, pace)
             begun = self.clock.seconds()
             self.pass_by(20)

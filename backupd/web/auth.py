@@ -118,6 +118,9 @@ class Guard(Resource):
             return
         if len(hosts) != 1:
             raise Invalid("Host", "must be there once")
+        # The router makes it ASCII, whatever comes of that, and does not expect to fail.
+        if not _is_name(request.getRequestHostname().decode("utf-8", "replace")):
+            raise Invalid("Host", "is no name of a host")
         if self._service.peers.closed:
             return  # a rebound page has no token, and so nothing to gain
         own = urlsplit(self._service.links.base).netloc
@@ -162,6 +165,15 @@ def _as_utf8(request: StreamingRequest) -> None:
             b"".join(values).decode("utf-8")
         except UnicodeDecodeError:
             headers.setRawHeaders(name, [value.decode("latin-1").encode() for value in values])
+
+
+def _is_name(host: str) -> bool:
+    """Whether this can be told from a URL: no empty label, and none of more than 63 characters."""
+    try:
+        host.partition(":")[0].lower().encode("idna")
+    except UnicodeError:
+        return False
+    return True
 
 
 def _hostname(netloc: str) -> str:

@@ -49,6 +49,33 @@ class StrangerTests(ClosedCase):
                 tried += 1
         assert tried > 30
 
+    def test_a_host_that_is_none_is_refused(self) -> None:
+        """Whatever is asked of it, and by whom; what may stand there is taken."""
+        for path in (BACKUPS, f"{BACKUPS}/x", "/no/such", "/healthz"):
+            for host in (
+                "a..b",
+                ".",
+                ".a",
+                "x" * 64,
+                f"a.{'x' * 64}:80",
+                "\u00e9" * 60,
+                "a" * 9999,
+            ):
+                headers = {"Host": host}
+                said = problem(self.ask("GET", path, token="b", headers=headers), 400)
+                assert said.json["member"] == "Host"
+            for host in (
+                "",
+                "a",
+                "a.",
+                "[::1]:80",
+                "192.0.2.1",
+                "\u00e9.example",
+                "a:b:c",
+                "x" * 63,
+            ):
+                assert self.ask("GET", path, token="b", headers={"Host": host}).status in (200, 404)
+
     def test_not_even_what_there_is(self) -> None:
         """No path, no method and no video can be told from another."""
         self.room("b")
