@@ -194,9 +194,10 @@ class Watch:
                 meant = self._parts.get(request.ask.peer, [])
             if there is None:
                 self._fail(machine, f"recorded {upload.offset} bytes of {upload_id}: no such file")
-            elif upload.partial and any(there[: upload.offset] in one for one in meant):
-                pass
-            elif not _of(there[: upload.offset], meant):
+            kept = there[: upload.offset]
+            if upload.partial and any(kept in one for one in meant) and len(kept) == upload.offset:
+                continue
+            if len(kept) < upload.offset or not _of(kept, meant):
                 self._fail(
                     machine,
                     f"recorded {upload.offset} bytes of {upload_id} that a power cut would take",
