@@ -85,6 +85,8 @@ class Catalogue:
 
     def __init__(self, folders: Sequence[str]) -> None:
         self._folders = [os.path.abspath(folder) for folder in folders]
+        self.unreadable: dict[str, str] = {}
+        """What `everything` could not look into the last time, and why."""
 
     def find(self, video: VideoId) -> str:
         """The path of a video's file. Blocks. Raises `Invalid` when there is none.
@@ -92,38 +94,73 @@ class Catalogue:
         A file with just this name comes before a folder, and that before a file whose name has
         an extension more; of several, the largest. The id is compared, never made a path.
         """
-        key = video_key(video)
+        key, trouble = video_key(video), ""
         for folder in self._folders if is_component(key) else ():
-            exact, inside, stems = [], [], []
-            for entry in _visible(folder):
-                if entry.name == key and entry.is_file():
-                    exact.append(entry)
-                elif entry.name == key and entry.is_dir():
-                    inside += [one for one in _visible(entry.path) if one.is_file()]
-                elif stem_of(entry.name) == key and entry.is_file():
-                    stems.append(entry)
-            for found in (exact, inside, stems):
-                if found:
-                    return max(found, key=lambda one: one.stat().st_size).path
+            try:
+                path = _path_in(folder, key)
+            except OSError as error:
+                # Another may have it.
+                trouble += f"; {error.filename or folder} cannot be read: {error.strerror}"
+                continue
+            if path is not None:
+                return path
         where = ", ".join(self._folders) or "the settings: they name no `videos` folder"
-        raise Invalid("videoId", f"video {key[:MAX_ID]!r} is not in {where}")
+        raise Invalid("videoId", f"video {key[:MAX_ID]!r} is not in {where}{trouble}")
 
     def everything(self) -> Iterator[VideoFile]:
-        """Every video there is; empty and hidden files are none. Blocks. Raises `OSError`."""
+        """Every video there is; empty and hidden files are none. Blocks.
+
+        What cannot be looked into is in `unreadable` then, and hides nothing else.
+        """
+        self.unreadable = {}
         for folder in self._folders:
-            for entry in _visible(folder):
-                if entry.is_file():
-                    file, name = entry, stem_of(entry.name)
-                elif entry.is_dir():
-                    inside = [one for one in _visible(entry.path) if one.is_file()]
-                    if not inside:
-                        continue
-                    file, name = max(inside, key=lambda one: one.stat().st_size), entry.name
-                else:
+            try:
+                entries = list(_visible(folder))
+            except OSError as error:
+                self.unreadable[folder] = str(error.strerror)
+                continue
+            for entry in entries:
+                try:
+                    file = _video_at(entry)
+                except FileNotFoundError:
+                    continue  # it was there a moment ago
+                except OSError as error:
+                    self.unreadable[entry.path] = str(error.strerror)
                     continue
-                now = file.stat()
-                if now.st_size:
-                    yield VideoFile(file.path, video_of(name), now.st_size, now.st_mtime_ns)
+                if file is not None:
+                    yield file
+
+
+def _path_in(folder: str, key: str) -> str | None:
+    exact, inside, stems = [], [], []
+    for entry in _visible(folder):
+        if entry.name == key and entry.is_file():
+            exact.append(entry)
+        elif entry.name == key and entry.is_dir():
+            inside += [one for one in _visible(entry.path) if one.is_file()]
+        elif stem_of(entry.name) == key and entry.is_file():
+            stems.append(entry)
+    for found in (exact, inside, stems):
+        if found:
+            return max(found, key=lambda one: one.stat().st_size).path
+    return None
+
+
+def _video_at(entry: os.DirEntry[str]) -> VideoFile | None:
+    """The video that an entry of a folder is, if it is one."""
+    if entry.is_file():
+        file, name = entry, stem_of(entry.name)
+    elif entry.is_dir():
+        inside = [one for one in _visible(entry.path) if one.is_file()]
+        if not inside:
+            return None
+        file, name = max(inside, key=lambda one: one.stat().st_size), entry.name
+    else:
+        return None
+    now = file.stat()
+    return (
+        VideoFile(file.path, video_of(name), now.st_size, now.st_mtime_ns) if now.st_size else None
+    )
 
 
 def _visible(folder: str) -> Iterator[os.DirEntry[str]]:
@@ -160,10 +197,14 @@ class Watcher:
                 seen = _Seen(file, now, reported=known)
             elif not seen.reported and now - seen.since >= STILL:
                 seen.reported = True
+                # Also should it be away for a while, and be back.
+                self.know(file.path, file.size, file.modified_ns)
                 whole.append(file)
             self._seen[file.path] = seen
         return whole
 
     def forget(self, path: str) -> None:
         """It could not be taken: tell of it again after another `STILL` seconds."""
-        self._seen.pop(path, None)
+        seen = self._seen.pop(path, None)
+        if seen is not None:
+            self._known.discard((path, seen.file.size, seen.file.modified_ns))

@@ -88,6 +88,7 @@ class Outbox:
             pace=Bandwidth(settings.send_bandwidth, clock, wall=wall).of(None),
         )
         self._catalogue = Catalogue(settings.videos)
+        self._unreadable: dict[str, str] = {}
         self._watcher: Watcher | None = None
         self._next_scan = 0.0
         self._uploads: dict[str, Deferred[None]] = {}
@@ -346,11 +347,15 @@ class Outbox:
         if self._watcher is None:
             self._watcher = await self._new_watcher()
         watcher = self._watcher
-        try:
-            files = await self._off(lambda: list(self._catalogue.everything()))
-        except OSError as error:
-            self._log.error("the videos cannot be listed: {why}", why=str(error))
-            return
+        files = await self._off(lambda: list(self._catalogue.everything()))
+        before, self._unreadable = self._unreadable, self._catalogue.unreadable
+        for path, why in self._unreadable.items():
+            if before.get(path) != why:
+                self._log.error(
+                    "{path} cannot be read, and what is in it is not sent: {why}",
+                    path=path,
+                    why=why,
+                )
         for file in watcher.look(files, self._clock.seconds()):
             try:
                 await self.enqueue(to=self._settings.watch_to, path=file.path, video=file.video)

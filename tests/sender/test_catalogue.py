@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -130,6 +132,38 @@ def test_everything_is_every_visible_video(videos: Path) -> None:
     os.mkfifo(videos / "fifo")
     found = {(file.path, file.video, file.size) for file in Catalogue([str(videos)]).everything()}
     assert found == {(str(videos / "2.mp4"), 2, 2), (str(videos / "3" / "b.mp4"), 3, 4)}
+
+
+def test_what_cannot_be_read_hides_nothing_else(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as the lost+found of a volume, or a folder that is away."""
+    two = make(videos / "2.mp4")
+    make(videos / "lost+found" / "x")
+    scandir = os.scandir
+
+    def guarded(path: str) -> Any:
+        if path.endswith("lost+found"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    catalogue = Catalogue([str(tmp_path / "away"), str(videos)])
+    assert [file.path for file in catalogue.everything()] == [two]
+    assert catalogue.unreadable == {
+        str(tmp_path / "away"): "No such file or directory",
+        str(videos / "lost+found"): "Permission denied",
+    }
+
+
+def test_a_file_that_vanishes_meanwhile_is_none(videos: Path) -> None:
+    paths = {make(videos / "2.mp4"), make(videos / "3.mp4")}
+    catalogue = Catalogue([str(videos)])
+    walk = catalogue.everything()
+    paths.remove(next(walk).path)
+    os.unlink(paths.pop())
+    assert list(walk) == []
+    assert catalogue.unreadable == {}
 
 
 @pytest.mark.parametrize(

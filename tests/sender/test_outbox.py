@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from twisted.internet.defer import Deferred
+from twisted.logger import capturedLogs
 
 from backupd.errors import AlreadyStored, Invalid, LedgerFailed, NoSuchEntry
 from backupd.interfaces import Entry
@@ -316,3 +317,44 @@ def test_a_watched_folder_that_is_away_is_no_trouble(tmp_path: Path) -> None:
     case.after(10)
     case.after(60)
     assert len(entries(case)) == 1
+
+
+def test_what_cannot_be_read_there_is_told_once(
+    tmp_path: Path,
+) -> None:
+    case = Case(tmp_path, videos=(f"{tmp_path}/away", f"{tmp_path}/videos"), watch_to=A)
+    case.file("videos/5.mp4")
+    with capturedLogs() as logs:
+        case.turn()
+        for _ in range(9):
+            case.after(10)
+    assert len(entries(case)) == 1
+    told = [one for one in logs if one.get("path") == f"{tmp_path}/away"]
+    assert len(told) == 1
+
+
+def test_what_was_away_and_is_back_is_not_queued_again(tmp_path: Path) -> None:
+    """A volume that is mounted again is not sent anew."""
+    case = watching(tmp_path)
+    case.file("videos/5.mp4")
+    case.turn()
+    case.after(70)
+    (entry,) = entries(case)
+    result_of(go_on(case.outbox.cancel(entry.entry_id)))
+    for was, now in (("videos", "away"), ("away", "videos")):
+        (tmp_path / was).rename(tmp_path / now)
+        (tmp_path / "videos").mkdir(exist_ok=True)
+        for _ in range(9):
+            case.after(10)
+        if now == "away":
+            (tmp_path / "videos").rmdir()
+    assert len(entries(case)) == 1
+
+
+def test_a_catalogue_that_cannot_be_read_is_told_as_such(tmp_path: Path) -> None:
+    case = Case(tmp_path, videos=(str(tmp_path / "away"),))
+    with pytest.raises(Invalid, match=r"away.*No such file"):
+        enqueue(case, video=7, to=A)
+    case = Case(tmp_path, videos=(str(tmp_path / "away"), str(tmp_path / "videos")))
+    path = case.file("videos/7.mp4")
+    assert enqueue(case, video=7, to=A).path == path
