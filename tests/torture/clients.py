@@ -76,6 +76,7 @@ class Client(threading.Thread, ABC):
     """Brings one video after the other, until the scene ends."""
 
     deletions: tuple[str, ...] = ("?now=true",)
+    patience = PATIENCE
 
     def __init__(
         self, scene: Scene, chance: random.Random, size: Callable[[random.Random], int]
@@ -143,9 +144,9 @@ class Client(threading.Thread, ABC):
             try:
                 return attempt()
             except (*CUT, Again, queue.Empty) as error:
-                if time.monotonic() > self._moved_at + PATIENCE:
+                if time.monotonic() > self._moved_at + self.patience:
                     raise AssertionError(
-                        f"{self.name} tried in vain for {PATIENCE:.0f} s: {self.doing}"
+                        f"{self.name} tried in vain for {self.patience:.0f} s: {self.doing}"
                     ) from error
                 self.doing = f"video {self.video.number}, {self.video.size} bytes: {error!r}"
             self.scene.counts["tries again"] += 1
@@ -348,6 +349,9 @@ class Direct(Client):
 
 class Ours(Client):
     """Has our own sender bring it, from a file."""
+
+    # It waits for a minute after some failures, and each of its tries may end in a kill.
+    patience = 10 * PATIENCE
 
     def bring(self, video: Video) -> tuple[str, str]:
         path = self.scene.folder / f"video-{video.number}.mp4"
