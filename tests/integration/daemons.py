@@ -118,6 +118,7 @@ class Daemon:
     """
 
     incidents_expected = False
+    start_seconds = START_SECONDS
 
     def __init__(self, folder: Path, name: str = "daemon", **settings: str) -> None:
         self.folder = folder
@@ -161,7 +162,7 @@ class Daemon:
             )
 
     def wait_ready(self) -> None:
-        wait_until(self._is_ready, f"{self.name} is ready", START_SECONDS)
+        wait_until(self._is_ready, f"{self.name} is ready", self.start_seconds)
 
     def _is_ready(self) -> bool:
         assert self.process is not None

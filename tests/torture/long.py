@@ -115,6 +115,7 @@ def run(
         for one in (sampler, *crowd, troubles):
             one.start()
         began, told_at = time.monotonic(), 0.0
+        path = REPOSITORY / "build" / "long-run.svg"
         while (passed := time.monotonic() - began) < seconds:
             scene.check()
             if passed - told_at >= 60:
@@ -123,8 +124,7 @@ def run(
             time.sleep(0.2)
         scene.ending.set()
         sampler.stop()
-        troubles.join(60)
-        path = REPOSITORY / "build" / "long-run.svg"
+        troubles.join()
         path.with_suffix(".json").write_text(json.dumps(sampler.told()))
         path.write_text(plot(f"A run of {minutes:g} minutes", sampler.samples))
         come_to_an_end(scene, crowd)

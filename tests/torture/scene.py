@@ -68,6 +68,7 @@ def a_scene(
     receiver = Daemon(folder, "receiver", host=wire.host, **receiving)
     sender = Daemon(folder, "sender", **sending)
     for one in (receiver, sender):
+        one.start_seconds = 180.0
         one.extra_environment.update(environment or {})
     wire.target = receiver.port
     try:
