@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from shutil import rmtree
 from typing import Any
 
 import pytest
+from sqlalchemy import Connection
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -16,6 +18,7 @@ from backupd.interfaces import Room, Upload
 from backupd.ledger import known
 from backupd.ledger.sql import SqlLedger
 from backupd.requests import Ask, Cancelled, ended, receiving, taken
+from tests.ledger.offs import WhenTold
 from tests.receiver.world import now, set_attribute, sync
 
 
@@ -45,6 +48,10 @@ def an_ask(number: int) -> Ask:
 
 def an_upload(request_id: str) -> Upload:
     return Upload(upload_id="u", request_id=request_id, length=100, created_at=1.0, changed_at=1.0)
+
+
+def leased(until: float) -> Callable[[Any], Any]:
+    return lambda request: replace(request, lease_until=until)
 
 
 class KnownTests(SynchronousTestCase):
@@ -80,7 +87,7 @@ class KnownTests(SynchronousTestCase):
         upload = an_upload(request_id)
         steps: list[tuple[Any, dict[str, Any]]] = [
             (lambda r: receiving(r, lease_until=20.0), {"put": upload}),
-            (lambda r: replace(r, lease_until=30.0), {"put": replace(upload, offset=5)}),
+            (leased(30.0), {"put": replace(upload, offset=5)}),
             (lambda r: r, {"drop": ["u"]}),
             (lambda r: ended(r, kind=Cancelled, reason="", now=5.0), {}),
         ]
@@ -107,6 +114,33 @@ class KnownTests(SynchronousTestCase):
             now(self.ledger.change(request_id, fails, put=upload))
         assert now(self.ledger.request(request_id)) == before
         assert now(self.ledger.uploads(request_id)) == []
+
+    def test_beside_others_in_a_batch(self) -> None:
+        """Every change of a batch is known, and nothing of a step in it that failed at its end."""
+        one, other = self.offered(1), self.offered(2)
+        off = WhenTold()
+        self.ledger._batches._off = off
+        waiting = self.ledger.change("nobody", lambda r: r)
+        steps = [
+            self.ledger.change(one, leased(20.0)),
+            self.ledger._write(lambda c: self.fails_late(c, one)),
+            self.ledger.change(other, leased(30.0)),
+        ]
+        while off.waiting:
+            off.run()
+        for failed in (waiting, steps[1]):
+            with pytest.raises(NoSuchRequest):
+                now(failed)
+        assert [now(self.ledger.request(name)).lease_until for name in (one, other)] == [20.0, 30.0]
+        assert self.reading.asked == 0
+        self.ledger._batches._off = sync
+
+    def fails_late(self, connection: Connection, request_id: str) -> None:
+        """A step that has changed something when it fails."""
+        self.ledger._requests.change(
+            connection, request_id, lambda r: receiving(r, lease_until=99.0), None, ()
+        )
+        raise NoSuchRequest("no")
 
     def test_what_is_over_is_forgotten(self) -> None:
         """It lies in the database for as long as its link answers, and may be purged."""
