@@ -24,6 +24,9 @@ __all__ = ["TABLE", "Case", "daemon_in", "no_findings", "one_of_each", "run", "r
 TURNS = {"max_concurrent_transfers": "100", "max_per_peer": "100"}
 WAL = "ledger.sqlite3-wal"
 DATABASE = "ledger.sqlite3"
+FULL = ("ENOSPC", "EDQUOT")
+"""What is no defect of the disk, and never a 500."""
+
 SIZES = (150_000, 1_400_000)
 """Bytes of a video: with large pieces that go around the page cache, and without."""
 
@@ -63,6 +66,9 @@ def _table() -> list[Case]:
         found += [Case("pwrite64", error, n, DATABASE) for n in ("1", "2+")]
         found += [Case("fdatasync", error, "1+", DATABASE)]
     found += [Case("statfs", "EIO", n) for n in ("1", "1+")]
+    for name in ("pwritev", "fallocate", "mkdir", "openat", "rename"):
+        found += [Case(name, "EDQUOT", n) for n in ("1", "1+")]
+    found += [Case("pwrite64", "EDQUOT", n, WAL) for n in ("2", "15+")]
     return found
 
 
@@ -93,7 +99,7 @@ def run_case(daemon: Daemon, case: Case, chance: random.Random) -> tuple[int, st
         videos = [witness.video(kind, chance.randrange(*SIZES)) for kind in KINDS]
         for video in videos:
             video.most = chance.choice((100_000, len(video.data)))
-            video.allowed = POLITE if case.error == "ENOSPC" else POLITE | {500}
+            video.allowed = POLITE if case.error in FULL else POLITE | {500}
         names = ALTERNATIVES.get(case.name, (case.name,))
         strace = Strace(
             daemon.folder,
