@@ -25,6 +25,7 @@ from bench.targets import Backupd, Entrant, Put, Rsync, Run, Target, Tus, curl, 
 __all__ = ["measure"]
 
 EXPECTED = {"nginx": 1.3, "nginx, 1 MiB buffer": 0.8, "@tus/server": 2.0, "rsync --fsync": 1.25}
+BARE = "a bare script"
 DISK, DIGEST, LOOPBACK = "dd oflag=direct", "SHA-256, one thread", "loopback, nothing kept"
 _BUFFER = 2 * MIB
 LONGEST_BLOCK = 20
@@ -99,6 +100,7 @@ def measure(bench: Bench) -> Iterator[Row]:
             Tus(run(servers.tus(folder / "tus", peers))),
             Rsync(run(servers.rsync(folder / "rsync", peers)), peers),
             Put("stock Klein", run(servers.stock_klein(folder / "klein")), synced=True),
+            Put(BARE, run(servers.bare(folder / "bare")), synced=True),
         ]
         entrants = [entrant(target, [file]) for target in targets]
         entrants[0] = block_noted(entrants[0], ours, blocks)

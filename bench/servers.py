@@ -11,7 +11,7 @@ from pathlib import Path
 from bench.peers import Peers
 from bench.server import Server, free_port
 
-__all__ = ["backupd", "express", "nginx", "rsync", "stock_klein", "tus"]
+__all__ = ["backupd", "bare", "express", "nginx", "rsync", "stock_klein", "tus"]
 
 _TWISTD = Path(sys.executable).with_name("twistd")
 
@@ -76,6 +76,15 @@ def stock_klein(folder: Path) -> Server:
     command = [sys.executable, "-m", "bench.stock_klein", str(port), str(files)]
     server = Server(command, folder, port)
     server.wait_until("/", 404)
+    return server
+
+
+def bare(folder: Path) -> Server:
+    """`bench.bare`, keeping its files in ``folder/files``."""
+    port, files = free_port(), _files(folder)
+    command = [sys.executable, "-m", "bench.bare", str(port), str(files)]
+    server = Server(command, folder, port)
+    server.wait_until_listening()
     return server
 
 
