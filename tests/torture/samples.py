@@ -74,6 +74,8 @@ def look(daemon: Daemon, done: int, began: float) -> Sample:
     """One sample; raises `OSError` while the daemon is being restarted."""
     pid = daemon.pid
     status = Path(f"/proc/{pid}/status").read_text()
+    if "VmRSS" not in status:
+        raise OSError("it has just ended")
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     own = daemon.root / ".backupd"
     found = books.living(daemon)
@@ -104,8 +106,15 @@ class Sampler(threading.Thread):
         self._every = every
         self._done = done
         self._over = threading.Event()
+        self.failure: BaseException | None = None
 
     def run(self) -> None:
+        try:
+            self._look_again_and_again()
+        except BaseException as error:
+            self.failure = error
+
+    def _look_again_and_again(self) -> None:
         while not self._over.wait(self._every):
             for daemon in self._daemons:
                 # It may just be gone, or not be there yet.
@@ -122,6 +131,8 @@ class Sampler(threading.Thread):
     def stop(self) -> None:
         self._over.set()
         self.join()
+        if self.failure is not None:
+            raise AssertionError("the samples are not whole") from self.failure
 
 
 # -- whether it grows ------------------------------------------------------------------------------
