@@ -55,15 +55,15 @@ class Bound:
 
 OF_A_PROCESS = {
     # A descriptor or a thread that is lost with every upload, or 20 KiB, is more than twice this.
-    "memory": Bound(2 * MIB, 8 * KIB),
+    "memory": Bound(3 * MIB, 8 * KIB),
     "descriptors": Bound(8, 0.2),
     "threads": Bound(6, 0.2),
 }
 LASTING = {
     # What is remembered of one upload takes a few KiB, and is forgotten after `history`.
     "ledger": Bound(2 * MIB, 0.5 * KIB),
-    "trash": Bound(24 * MIB, 0),
-    "reserved": Bound(24 * MIB, 0),
+    "trash": Bound(64 * MIB, 0),
+    "reserved": Bound(64 * MIB, 0),
     "waiting": Bound(12, 0),
 }
 LOG_AT_MOST = 16 * MIB
@@ -147,6 +147,8 @@ def complaints(name: str, samples: Sequence[Sample]) -> Iterator[str]:
     for what, bound in OF_A_PROCESS.items():
         gains = [_gain(life, what, 3) for life in worth]
         gained, done = sum(gain for gain, _ in gains), sum(done for _, done in gains)
+        # Each life may gain what one may.
+        bound = Bound(bound.at_all * len(worth), bound.each)
         yield from _judge(name, what, gained, done, bound, f"{len(worth)} lives of it")
     for what, bound in LASTING.items():
         gained, done = _gain(samples, what, 4)
