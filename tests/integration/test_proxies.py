@@ -371,12 +371,12 @@ def test_no_timeout_is_shorter_than_an_upload_may_stand_still() -> None:
             assert int(value[:-1]) * units[value[-1]] >= 120
 
 
-@pytest.mark.skipif(not ALL, reason="takes two minutes; BACKUPD_TEST_ALL=1 runs it")
+@pytest.mark.skipif(not ALL, reason="takes more than a minute; BACKUPD_TEST_ALL=1 runs it")
 @pytest.mark.timeout(400)
-def test_an_upload_that_stands_still_for_two_minutes_goes_on(
+def test_an_upload_that_stands_still_for_more_than_a_minute_goes_on(
     tmp_path: Path, sender: PlainSender, video: int
 ) -> None:
-    """A last sync that takes twice as long as proxies wait by default; both at once."""
+    """A last sync that takes longer than the 60 s that proxies wait by default; both at once."""
     size = 8 * MIB
 
     def wait(name: str) -> None:
@@ -392,7 +392,7 @@ def test_an_upload_that_stands_still_for_two_minutes_goes_on(
             path = front.daemon.root / ".backupd" / "incoming" / upload
             syncs = ["fdatasync"]
             with (
-                Strace(folder, front.daemon.pid, syncs, delay=(syncs, 121), path=path),
+                Strace(folder, front.daemon.pid, syncs, delay=(syncs, 71), path=path),
                 front.connect(200.0) as connection,
             ):
                 lines = [f"{key}: {value}" for key, value in PATCH.items()]
@@ -400,7 +400,7 @@ def test_an_upload_that_stands_still_for_two_minutes_goes_on(
                 connection.sendall(head(front, "PATCH", send, *lines) + bytes(size - 9))
                 begun = time.monotonic()
                 answer = answer_on(connection, "PATCH")
-                assert time.monotonic() - begun > 120
+                assert time.monotonic() - begun > 70
             assert (answer.status, answer.headers["Upload-Offset"]) == (204, str(size))
 
     with ThreadPoolExecutor() as threads:
