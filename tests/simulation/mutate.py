@@ -32,7 +32,10 @@ __all__ = ["MODEL", "MUTATIONS", "SIMULATION", "Mutation", "mutations"]
 
 ROOT = Path(__file__).resolve().parents[2]
 MUTATIONS = Path(__file__).with_name("mutations.toml")
-PARTS = ("backupd", "tests", "twisted", "bench", "examples", "pyproject.toml", "backupd.tac")
+PARTS = (
+    *("backupd", "tests", "twisted", "bench", "examples", "deploy", "docs"),
+    *("pyproject.toml", "backupd.tac", "README.md"),
+)
 UNITS = ("receiver", "sender", "storage", "ledger", "peer", "web", "conformance")
 SIMULATION, MODEL = "simulation", "model"
 PYTEST = ("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--no-header")
