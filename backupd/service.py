@@ -416,6 +416,7 @@ class BackupService(Service):
         self._note_start()
         shielded(self.resources.go_on())
         shielded(self._live.go_on(self._settled))
+        shielded(self._finish_revoking())
         totals = await self.ledger.totals()
         self._log.info(
             "backupd is ready at {base}: {pending} waiting, {in_progress} in progress",
@@ -526,8 +527,26 @@ class BackupService(Service):
 
         Raises `NoSuchPeer`.
         """
-        origins = self.peers.get(name).origins
         peer = await self.pairing.revoke(name)
+        await self._end_requests_of(name)
+        await self._end_entries_to_the_revoked()
+        return peer
+
+    async def _finish_revoking(self) -> None:
+        """After a start: what a crash left of those who were being revoked."""
+        names = [peer.name for peer in self.peers if peer.state == "revoked"]
+        try:
+            for name in names:
+                await self._end_requests_of(name)
+            if names:
+                await self._end_entries_to_the_revoked()
+        except BackupdError as error:
+            self._log.error(
+                "what revoked peers had under way is not all ended; revoke them again: {why}",
+                why=str(error),
+            )
+
+    async def _end_requests_of(self, name: str) -> None:
         now, reason = self.reactor.seconds(), f"Peer {name} was revoked."
         after: int | None = 0
         while after is not None:
@@ -536,14 +555,15 @@ class BackupService(Service):
                 step = functools.partial(ended, kind=Cancelled, reason=reason, now=now)
                 await self._unless_over(self.intake.end(request.ask.request_id, step))
             after = requests[-1][0] if len(requests) == PAGE else None
-        after = 0
+
+    async def _end_entries_to_the_revoked(self) -> None:
+        after: int | None = 0
         while after is not None:
             entries = await self.ledger.entries(over=False, after=after, limit=PAGE)
             for _, entry in entries:
-                if origin_of(entry.to) in origins:
+                if self.peers.out_at(origin_of(entry.to)) is not None:
                     await self._unless_over(self.outbox.cancel(entry.entry_id))
             after = entries[-1][0] if len(entries) == PAGE else None
-        return peer
 
     async def _unless_over(self, work: Coroutine[Deferred[Any], Any, object]) -> None:
         """What is stored or over by now stays as it is."""

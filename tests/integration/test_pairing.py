@@ -213,6 +213,28 @@ def test_a_revoked_peer_is_out(servers: tuple[Server, Server]) -> None:
     )
 
 
+def test_a_revocation_that_a_crash_cut_short_is_finished_at_the_start(tmp_path: Path) -> None:
+    """The peer is out, and the room that it was promised is free."""
+    with Server(tmp_path, "keeper") as keeper:
+        home = "https://third.example"
+        token = keeper.add("third", "send", "--origin", home)
+        asked = {
+            "videoId": 2,
+            "diskEmptySpaceRequire": "5 MB",
+            "linkForServerAtoNoticeServerBWhenServerAIsReady": f"{home}/ready",
+        }
+        said = keeper.call("POST", "/api/v1/backup/can-accept-backup", asked, token=token).json
+        keeper.kill()
+        file = keeper.root / ".backupd" / "peers" / "third.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"revoked_at": 1.0}))
+        keeper.start()
+        path = f"/api/v1/backup/requests/{said['requestId']}"
+        wait_until(
+            lambda: keeper.call("GET", path, operator=True).json["state"] == "CANCELLED",
+            "what it was promised is free",
+        )
+
+
 def test_the_published_library_verifies_our_offers_as_they_come(tmp_path: Path) -> None:
     """The raw bytes and headers that a program gets which is no backupd."""
     came: list[tuple[dict[str, str], bytes]] = []
