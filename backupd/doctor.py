@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -66,10 +67,15 @@ def _root(settings: Settings) -> Iterator[Finding]:
             probe.flush()
             os.fsync(probe.fileno())
     except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         advice = f"make {root} writable for the user that backupd runs as"
+        if full:
+            advice = "free some space on its volume, as `backupctl delete ID --now` does"
         yield Finding("root", False, f"{root} cannot be written: {error.strerror}", advice)
-        return
-    yield Finding("root", True, f"{root} can be written")
+        if not full:
+            return
+    else:
+        yield Finding("root", True, f"{root} can be written")
     volume = os.statvfs(root)
     free = volume.f_bavail * volume.f_frsize
     floor = settings.reserved_space

@@ -48,6 +48,8 @@ def main(arguments: Sequence[str]) -> int:
         for one, found_by in protections()
         if not options.only or one.is_one_of(options.only)
     ]
+    if not wanted:
+        parser.error(f"--only {options.only!r} means none of them")
     missed: list[str] = []
     with tempfile.TemporaryDirectory(prefix="backupd-protections-") as place:
         folder = Path(place)

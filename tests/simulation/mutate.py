@@ -241,6 +241,8 @@ def main(arguments: list[str]) -> int:
         (one for one in mutations() if not options.only or one.is_one_of(options.only)),
         key=lambda one: one.price,
     )
+    if not wanted:
+        parser.error(f"--only {options.only!r} means none of them")
     results: list[Found] = []
     with tempfile.TemporaryDirectory(prefix="backupd-mutations-") as folder:
         trees = [

@@ -128,8 +128,8 @@ def during(trial: Trial) -> None:
     trial.goes_on()
 
 
-def at_the_end(trial: Trial) -> None:
-    """Every byte but the last is there; then there is no room for what is left to do."""
+def _fill_before_the_end(trial: Trial) -> list[Video]:
+    """Every byte but the last is there; then it is full, and the last ones come."""
     videos = trial.videos()
     for video in videos:
         video.stop_before_end = True
@@ -138,20 +138,19 @@ def at_the_end(trial: Trial) -> None:
     for video in videos:
         video.stop_before_end = False
     trial.witness.try_each(videos)
+    return videos
+
+
+def at_the_end(trial: Trial) -> None:
+    """Full before the last bytes: there is no room for what is left to do."""
+    _fill_before_the_end(trial)
     trial.says_what_is_wrong()
     trial.goes_on()
 
 
 def killed(trial: Trial) -> None:
     """Killed while it is full: it starts, or says in a line why not, and then does."""
-    videos = trial.videos()
-    for video in videos:
-        video.stop_before_end = True
-    trial.witness.try_each(videos)
-    trial.volume.fill()
-    for video in videos:
-        video.stop_before_end = False
-    trial.witness.try_each(videos)
+    videos = _fill_before_the_end(trial)
     daemon = trial.daemon
     daemon.kill()
     trial.volume.fill()
