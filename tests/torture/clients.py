@@ -337,14 +337,17 @@ class Direct(Client):
         return location if "://" in location else self.scene.wire.url + location
 
     def listed(self, video: Video) -> Any:
+        copies = self.copies(video)
+        assert len(copies) == 1, f"{len(copies)} copies of a direct upload that was acknowledged"
+        return copies[0]
+
+    def copies(self, video: Video) -> list[Any]:
         query = f"/api/v1/backups?videoId={self.called(video)}&limit=500"
         answer = self.scene.receiver.call("GET", query)
         if answer.status != 200:
             raise Again(answer)
         sha256 = video.sha256()
-        listed = [one for one in answer.json["backups"] if one["sha256"] == sha256]
-        assert len(listed) == 1, f"{len(listed)} copies of a direct upload that was acknowledged"
-        return listed[0]
+        return [one for one in answer.json["backups"] if one["sha256"] == sha256]
 
 
 class Ours(Client):
