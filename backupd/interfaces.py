@@ -697,8 +697,19 @@ class ILedger(Interface):
     def latest_seen() -> Deferred[float | None]:
         """The latest time that `see` was told; None before the first."""
 
-    def see(now: float) -> Deferred[None]:
-        """Remember a time that has been, if it is the latest."""
+    def own_time() -> Deferred[float | None]:
+        """The daemon's own time, as it was noted last; None before the first."""
+
+    def see(now: float, own: float) -> Deferred[None]:
+        """Remember a time that has been, if it is the latest, and the daemon's ``own`` time."""
+
+    def set_back(by: float, *, own: float) -> Deferred[None]:
+        """Set back by so many seconds all that is waited for, and note ``own``, in one step.
+
+        These are the times of live requests, their lines, entries that are not over and repairs;
+        not what is kept, nor when something was. What waits for ever still does. For a start:
+        `watch`ers are not told.
+        """
 
     # whether it is still right
 

@@ -58,6 +58,9 @@ PAGE = 500
 AUDIT_GRACE = 5.0
 """Seconds that a stop waits for the audit log."""
 
+LITTLE = 60.0
+"""By so many seconds a clock may be behind what was noted, and all waits stay as they are."""
+
 Stage = Coroutine[Deferred[Any], Any, None]
 
 
@@ -206,6 +209,7 @@ class BackupService(Service):
             storage=storage,
             keeper=self.keeper,
             time=self.time,
+            clock=reactor,
             off=off,
             settings=settings,
             rules=self._rules,
@@ -398,6 +402,7 @@ class BackupService(Service):
         latest = await self.ledger.latest_seen()
         self._begin_time(latest)
         self.time.begin(latest)
+        await self._set_waits_back()
         await recover(
             ledger=self.ledger,
             storage=self.storage,
@@ -423,6 +428,18 @@ class BackupService(Service):
             base=self.links.base,
             pending=totals.pending,
             in_progress=totals.live - totals.pending,
+        )
+
+    async def _set_waits_back(self) -> None:
+        """What was noted by a clock that was ahead would wait until this one has got there."""
+        noted, own = await self.ledger.own_time(), self.reactor.seconds()
+        if noted is None or noted - own <= LITTLE:
+            return
+        await self.ledger.set_back(noted - own, own=own)
+        self._log.warn(
+            "the clock was {hours:.1f} hours further when backupd ran last; leases, retries and "
+            "deadlines are set back by as much, so that nobody waits for it to get there again",
+            hours=(noted - own) / 3600,
         )
 
     def _note_start(self) -> None:

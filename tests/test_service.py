@@ -14,13 +14,15 @@ from twisted.internet.defer import Deferred
 from twisted.internet.error import CannotListenError
 from twisted.internet.protocol import Factory
 from twisted.internet.testing import MemoryReactorClock
+from twisted.logger import LogLevel, capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from backupd.errors import LedgerFailed, LedgerTooNew, SettingsError, ShuttingDown
 from backupd.ledger.sql import SqlLedger
 from backupd.own_folder import OwnFolder
+from backupd.receiver.trash import SEE_EVERY
 from backupd.sender.outbox import Outbox
-from backupd.service import BackupService, Chance
+from backupd.service import LITTLE, BackupService, Chance
 from backupd.settings import Settings
 from backupd.storage.disk import DiskStorage
 from backupd.tap import build
@@ -207,6 +209,89 @@ class ViewTests(ServiceCase):
         self.start()
         assert list(self.service.backups_in_progress) == [request_id]
         self.reactor.advance(0)
+        self.stopped(self.stop())
+
+
+class SetBackTests(ServiceCase):
+    """Waits that were noted by a clock that was ahead are set back when the daemon starts by one
+    that is not.
+    """
+
+    AHEAD = 5 * 3600.0
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.warnings: list[str] = []
+        self.again()
+
+    def again(self, jump: float = 0.0) -> None:
+        """It stops, if it runs; meanwhile its clock is set, and it starts again."""
+        if self.service.running:
+            self.reactor.advance(0)
+            self.stopped(self.stop())
+        self.reactor.rightNow += jump
+        url = f"sqlite:///{self.root}/ledger"
+        self.service = self.make(SqlLedger(url, write_off=sync, read_off=sync))
+        with capturedLogs() as logs:
+            self.start()
+        self.warnings += [formatEvent(one) for one in logs if one["log_level"] is LogLevel.warn]
+
+    def asked(self) -> None:
+        """A request waits for its turn; who asked does not answer yet."""
+        self.offers.answers[""] = None
+        peer = "http://p1:1"
+        asking = self.service.admission.ask(
+            peer=peer, origin=peer, video=1, size=10, callback=f"{peer}/ready"
+        )
+        now(asking)
+
+    def lease(self, request_id: str) -> float:
+        """Seconds that are left of it."""
+        until = now(self.service.ledger.request(request_id)).lease_until
+        return float(until) - self.reactor.seconds()
+
+    def test_who_waits_is_called(self) -> None:
+        """Within a minute or so, and not when the clock gets to where it was."""
+        self.asked()
+        self.again(-self.AHEAD)
+        begun = self.reactor.seconds()
+        self.reactor.pump([5.0] * int(SEE_EVERY / 5 + 1))
+        assert [one for one in self.offers.sent if begun <= one.at <= begun + SEE_EVERY + 5]
+        (warned,) = self.warnings
+        assert "5.0 hours further" in warned
+        self.stopped(self.stop())
+
+    def test_a_lease_is_no_longer(self) -> None:
+        """It ends when it would have, had the clock been right."""
+        request_id = self.offered(1)
+        self.reactor.advance(SEE_EVERY)
+        left = self.lease(request_id)
+        self.offers.answers[""] = None
+        self.again(-self.AHEAD)
+        assert left <= self.lease(request_id) <= left + SEE_EVERY
+        self.reactor.pump([5.0] * int((left + SEE_EVERY) / 5 + 2))
+        assert self.state(request_id) == "Pending"
+        self.stopped(self.stop())
+
+    def test_only_once(self) -> None:
+        """The next start by the same clock leaves all as it is."""
+        self.again(-self.AHEAD)
+        request_id = self.offered(1)
+        left = self.lease(request_id)
+        self.again()
+        self.again()
+        assert self.lease(request_id) == left
+        assert len(self.warnings) == 1
+        self.stopped(self.stop())
+
+    def test_a_clock_that_is_right(self) -> None:
+        """Or as good as right: nothing is written for it, and nothing told."""
+        request_id = self.offered(1)
+        for jump in (0.0, -LITTLE, LITTLE):
+            left = self.lease(request_id)
+            self.again(jump)
+            assert self.lease(request_id) == left - jump
+        assert self.warnings == []
         self.stopped(self.stop())
 
 

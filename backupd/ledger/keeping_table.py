@@ -5,21 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, delete, exists, func, insert, select, text, update
+from sqlalchemy import Connection, Row, Select, delete, exists, select, text, update
 
 from backupd.interfaces import Retention
 from backupd.ledger import repair_table, rows
 from backupd.ledger.backup_table import backup
-from backupd.ledger.schema import backups, repairs, times
+from backupd.ledger.schema import backups, repairs
 from backupd.requests import Backup, trashed, video_key
 
-__all__ = ["change_backup", "has_version", "latest_seen", "outdated", "retire", "see", "trash_due"]
+__all__ = ["change_backup", "has_version", "outdated", "retire", "trash_due"]
 
 _newer = backups.alias("newer")
 _b, _n = backups.c, _newer.c
 _GOOD = text("problem IS NULL AND deleted_at IS NULL")
 _IN_TRASH = text("deleted_at IS NOT NULL")
-_LATEST = "latest"
 
 
 def change_backup(
@@ -109,16 +108,3 @@ def trash_due(connection: Connection, before: float, limit: int) -> list[Backup]
     query = select(backups).where(_IN_TRASH, _b.deleted_at <= before)
     found = connection.execute(query.order_by(_b.deleted_at).limit(limit))
     return [rows.backup_value(row._mapping) for row in found]
-
-
-def latest_seen(connection: Connection) -> float | None:
-    query = select(func.max(times.c.at)).where(times.c.name == _LATEST)
-    return connection.execute(query).scalar()
-
-
-def see(connection: Connection, now: float) -> None:
-    latest = latest_seen(connection)
-    if latest is None:
-        connection.execute(insert(times), {"name": _LATEST, "at": now})
-    elif now > latest:
-        connection.execute(update(times).where(times.c.name == _LATEST).values(at=now))

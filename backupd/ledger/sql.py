@@ -37,7 +37,14 @@ from backupd.interfaces import (
     Upload,
     Usage,
 )
-from backupd.ledger import backup_table, entry_table, keeping_table, repair_table, request_table
+from backupd.ledger import (
+    backup_table,
+    entry_table,
+    keeping_table,
+    repair_table,
+    request_table,
+    time_table,
+)
 from backupd.ledger.batches import Batches, ledger_failed
 from backupd.ledger.known import Known
 from backupd.ledger.request_table import RequestTable, Sums
@@ -364,10 +371,19 @@ class SqlLedger:
         return self._read(lambda c: keeping_table.trash_due(c, before, limit))
 
     def latest_seen(self) -> Deferred[float | None]:
-        return self._read(keeping_table.latest_seen)
+        return self._read(time_table.latest_seen)
 
-    def see(self, now: float) -> Deferred[None]:
-        return self._write(lambda c: keeping_table.see(c, now))
+    def own_time(self) -> Deferred[float | None]:
+        return self._read(time_table.own_time)
+
+    def see(self, now: float, own: float) -> Deferred[None]:
+        return self._write(lambda c: time_table.see(c, now, own))
+
+    def set_back(self, by: float, *, own: float) -> Deferred[None]:
+        def forget(_: None) -> None:
+            self._known = Known()
+
+        return self._write(lambda c: time_table.set_back(c, by, own)).addCallback(forget)
 
     # -- whether it is still right ----------------------------------------------------------------
 

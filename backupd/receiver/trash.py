@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from backupd.errors import BackupdError, Forbidden, Invalid, LedgerFailed, NoRoom, StorageFailed
@@ -40,8 +41,10 @@ AGAIN = 3600.0
 
 MAX_FAILED = 10_000
 
-SEE_EVERY = 600.0
-"""Seconds between two notes of what time it is."""
+SEE_EVERY = 60.0
+"""Seconds between two notes of what time it is. By so much more at most, waits are too long that
+a start sets back.
+"""
 
 ODD = 86400.0
 """A clock that is so far ahead of what has been seen to pass is told of."""
@@ -79,6 +82,7 @@ class Trash:
         storage: IStorage,
         keeper: Keeper,
         time: SeenTime,
+        clock: IReactorTime,
         off: OffThread,
         settings: Settings,
         rules: Callable[[], Rules],
@@ -88,6 +92,7 @@ class Trash:
         self._storage = storage
         self._keeper = keeper
         self._time = time
+        self._clock = clock
         self._off = off
         self._period = settings.trash_period
         self._rules = rules
@@ -213,7 +218,7 @@ class Trash:
 
     async def _see(self) -> None:
         """Remember what time it is, and tell of a clock that runs away."""
-        latest, behind = self._time.latest(), self._time.behind
+        latest, behind, own = self._time.latest(), self._time.behind, self._clock.seconds()
         odd, self._odd = self._odd, behind > ODD
         if self._odd and not odd:
             self._log.warn(
@@ -221,14 +226,14 @@ class Trash:
                 "trash and retention go by what has been seen, and catch up at twice its pace",
                 days=behind / 86400,
             )
-        if latest >= self._see_at:
+        if own >= self._see_at:
             try:
-                await self._ledger.see(latest)
+                await self._ledger.see(latest, own)
             except LedgerFailed as error:
                 # On a full volume it is what is removed next that makes room for the note.
                 self._log.error("what time it is was not noted: {why}", why=str(error))
                 return
-            self._see_at = latest + SEE_EVERY
+            self._see_at = own + SEE_EVERY
 
     async def look(self) -> None:
         """Go through some of what is kept, and put what falls out of retention into the trash."""

@@ -14,6 +14,7 @@ from tests.conformance.ledger_lists import ListTests
 from tests.conformance.ledger_quota import QuotaTests
 from tests.conformance.ledger_repairs import RepairTests
 from tests.conformance.ledger_requests import RequestTests
+from tests.conformance.ledger_times import TimeTests
 
 __all__ = ["make_ledger_tests"]
 
@@ -25,7 +26,9 @@ def make_ledger_tests(
     "off the reactor thread" meaning at once.
     """
 
-    class LedgerTests(RequestTests, LineTests, ListTests, RepairTests, QuotaTests, KeepingTests):
+    class LedgerTests(
+        RequestTests, LineTests, ListTests, RepairTests, QuotaTests, KeepingTests, TimeTests
+    ):
         def setUp(self) -> None:
             self.ledger = fixture(self)
 

@@ -25,7 +25,7 @@ def trash(backup: Backup) -> Backup:
 
 
 class KeepingTests(LedgerCase):
-    """The trash, locks, retention, and the time."""
+    """The trash, locks, and retention."""
 
     def keep(self, name: str, **more: Any) -> Backup:
         backup = a_kept_backup(name, **{"video": "v", "stored_at": NOW} | more)
@@ -220,11 +220,3 @@ class KeepingTests(LedgerCase):
         assert result_of(self.ledger.has_version(first))
         result_of(self.ledger.change_backup("backup-5", trash))
         assert not result_of(self.ledger.has_version(first))
-
-    # the time
-
-    def test_the_latest_time(self) -> None:
-        assert result_of(self.ledger.latest_seen()) is None
-        for now, latest in ((NOW, NOW), (NOW + 5, NOW + 5), (NOW + 2, NOW + 5)):
-            result_of(self.ledger.see(now))
-            assert result_of(self.ledger.latest_seen()) == latest

@@ -84,7 +84,7 @@ def test_the_room_for_its_log_is_set_aside(open_ledger: Open, tmp_path: Path) ->
         ledger = open_ledger()
         assert log.stat().st_blocks * 512 >= LOG
         assert result_of(ledger.latest_seen()) == (float(start) if start else None)
-        result_of(ledger.see(start + 1.0))
+        result_of(ledger.see(start + 1.0, start + 1.0))
         assert log.stat().st_blocks * 512 >= LOG
 
 

@@ -122,6 +122,8 @@ QUESTIONS: dict[str, Ask] = {
     "has_version": lambda ledger: ledger.has_version(a_kept_backup()),
     "trash_due": lambda ledger: ledger.trash_due(before=NOW, limit=9),
     "latest_seen": lambda ledger: ledger.latest_seen(),
+    "own_time": lambda ledger: ledger.own_time(),
+    "see": lambda ledger: ledger.see(NOW, NOW),
     "drop_backup": lambda ledger: ledger.drop_backup("backup-1"),
     "entry_by_capability": lambda ledger: ledger.entry_by_capability("entry-capability-1"),
 }
@@ -205,3 +207,11 @@ def test_the_trash_has_indexes_of_its_own(ledger: SqlLedger) -> None:
     assert "INDEX backups_trash " in f"{listed} "
     (due,) = plans(ledger, QUESTIONS["trash_due"])
     assert "INDEX backups_trash_due" in due
+
+
+def test_setting_back_reads_only_what_is_alive(ledger: SqlLedger) -> None:
+    """Of a million requests that have ended none is read."""
+    found = plans(ledger, lambda ledger: ledger.set_back(9.0, own=NOW))
+    for table, index in (("requests", "requests_live"), ("entries", "entries_")):
+        plan = next(plan for plan in found if plan.split()[1] == table)
+        assert f"INDEX {index}" in plan

@@ -15,7 +15,7 @@ from backupd.errors import Forbidden, Invalid, LedgerFailed, Locked, NoRoom, NoS
 from backupd.interfaces import IFileSystem, Retention
 from backupd.ledger.sql import SqlLedger
 from backupd.receiver.recovery import rebuild
-from backupd.receiver.trash import AGAIN, PASS_EVERY, RETENTION, Rules
+from backupd.receiver.trash import AGAIN, PASS_EVERY, RETENTION, SEE_EVERY, Rules
 from backupd.requests import Backup
 from tests.outcomes import result_of
 from tests.receiver.test_keeping import DATA
@@ -190,7 +190,7 @@ class DeleteTests(TrashCase):
         self.delete(backup)
         self.sweep()
 
-        async def full(latest: float) -> None:
+        async def full(latest: float, own: float) -> None:
             raise LedgerFailed("The ledger could not commit: disk is full.")
 
         set_attribute(self, self.world.ledger, "see", full)
@@ -348,6 +348,15 @@ class LockTests(TrashCase):
         self.clock.advance(PERIOD / 2)
         self.sweep()
         assert not self.path(backup).exists()
+
+    def test_what_time_it_is_is_noted_every_minute(self) -> None:
+        """The daemon's own too, and also while no other is seen to pass; no more often."""
+        world = self.world = self.make("note", steady=Clock().seconds)
+        for passed, noted in ((0.0, 0.0), (SEE_EVERY - 1, 0.0), (1.0, SEE_EVERY)):
+            self.clock.advance(passed)
+            self.sweep()
+            assert now(world.ledger.own_time()) == START + noted
+            assert now(world.ledger.latest_seen()) == START
 
     def test_a_clock_that_is_behind_makes_nothing_older(self) -> None:
         """A server that wakes up in 1970 and is then told the time: what was stored or deleted

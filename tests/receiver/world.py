@@ -148,6 +148,7 @@ class World:
             storage=self.storage,
             keeper=self.keeper,
             time=self.time,
+            clock=self.clock,
             off=self.off,
             settings=self.settings,
             rules=lambda: self.rules,

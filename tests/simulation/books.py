@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from backupd.errors import (
     LedgerFailed,
@@ -16,6 +17,7 @@ from backupd.errors import (
 )
 from backupd.interfaces import Allowance, Entry, Line, Room, Totals, Upload, Usage
 from backupd.requests import (
+    NEVER,
     Ask,
     Backup,
     BackupRequest,
@@ -347,6 +349,23 @@ class Books(KeptBooks, SentBooks):
             row = self.rows.pop(request_id)
             self._capabilities.pop(row.request.ask.capability, None)
         return len(old) + self.purge_entries(before, limit)
+
+    def set_back(self, by: float, own: float) -> None:
+        """See `ILedger.set_back`."""
+
+        def earlier(one: object, *names: str) -> dict[str, Any]:
+            waits = {name: getattr(one, name, None) for name in names}
+            return {name: at - by for name, at in waits.items() if at is not None and at < NEVER}
+
+        for row in self.alive.values():
+            waits = earlier(row.request, "due_at", "lease_until", "expires_at")
+            row.request = replace(row.request, **waits)
+        for lane in self.lanes.values():
+            for name, at in earlier(lane, "resting_until", "ready_at", "gives_up_at").items():
+                setattr(lane, name, at)
+        self.set_entries_back(by)
+        self.set_repairs_back(by)
+        self.own_time = own
 
     # -- questions about requests -----------------------------------------------------------------
 

@@ -47,6 +47,7 @@ class KeptBooks:
         self._ways_back: dict[str, tuple[str, str]] = {}
         self._repairs: dict[str, _Repair] = {}
         self.seen_at: float | None = None
+        self.own_time: float | None = None
 
     def backup(self, backup_id: str) -> Backup:
         if backup_id not in self.backups:
@@ -164,8 +165,14 @@ class KeptBooks:
         ]
         return [one for _, _, one in sorted(due, key=lambda found: found[:2])[:limit]]
 
-    def see(self, now: float) -> None:
+    def see(self, now: float, own: float) -> None:
         self.seen_at = now if self.seen_at is None else max(now, self.seen_at)
+        self.own_time = own
+
+    def set_repairs_back(self, by: float) -> None:
+        for repair in self._repairs.values():
+            if repair.due_at is not None:
+                repair.due_at -= by
 
     # -- whether it is still right ----------------------------------------------------------------
 

@@ -236,8 +236,14 @@ class MemoryLedger:
     def latest_seen(self) -> Deferred[float | None]:
         return self._read(lambda b: b.seen_at)
 
-    def see(self, now: float) -> Deferred[None]:
-        return self._write(lambda b: b.see(now))
+    def own_time(self) -> Deferred[float | None]:
+        return self._read(lambda b: b.own_time)
+
+    def see(self, now: float, own: float) -> Deferred[None]:
+        return self._write(lambda b: b.see(now, own))
+
+    def set_back(self, by: float, *, own: float) -> Deferred[None]:
+        return self._write(lambda b: b.set_back(by, own))
 
     # -- whether it is still right ----------------------------------------------------------------
 

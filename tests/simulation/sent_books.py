@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from backupd.errors import NoSuchEntry
 from backupd.interfaces import Entry
@@ -78,6 +79,12 @@ class SentBooks:
         due = [one for one in due if one.due_at <= now]
         due.sort(key=lambda one: one.due_at)
         return due[:limit]
+
+    def set_entries_back(self, by: float) -> None:
+        for entry_id in self.going:
+            number, one = self.entries[entry_id]
+            earlier = replace(one, due_at=one.due_at - by, deadline=one.deadline - by)
+            self.entries[entry_id] = number, earlier
 
     def purge_entries(self, before: float, limit: int) -> int:
         newest: dict[tuple[str, str], int] = {}
