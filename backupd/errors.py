@@ -196,7 +196,14 @@ class StorageFailed(BackupdError):
 
 
 class BytesGone(StorageFailed):
-    """What should be on the volume is not there: it did not fail, it was taken away."""
+    """What should be on the volume is not there: it did not fail, it was taken away.
+
+    ``upload_id`` is the upload whose bytes they were.
+    """
+
+    def __init__(self, message: str, upload_id: str) -> None:
+        super().__init__(message)
+        self.upload_id = upload_id
 
 
 class LedgerFailed(BackupdError):

@@ -265,7 +265,7 @@ class IStorage(Interface):
     def rename(upload_id: str, new_id: str) -> None:
         """Give an unfinished upload another id, durably; again is harmless.
 
-        `StorageFailed` when neither is there, or both are.
+        `BytesGone` when neither is there, `StorageFailed` when both are.
         """
 
     def discard(upload_id: str) -> None:
@@ -281,7 +281,7 @@ class IStorage(Interface):
         """Give an upload its final name, cut to ``backup.size``, with a sidecar beside it.
 
         Returns once file, sidecar and every new folder are synced. Doing it again from any step
-        on leads to the same end; `StorageFailed` when neither upload nor backup is there.
+        on leads to the same end; `BytesGone` when neither upload nor backup is there, or too short.
         """
 
     def describe(backup: Backup) -> None:

@@ -439,7 +439,7 @@ def joined(request: BackupRequest, *, into: str, now: float) -> Cancelled:
 
 
 def abandoned(request: BackupRequest, *, reason: str, now: float) -> Failed:
-    """The only way out of STORING but forward: its bytes are gone and its time is up."""
+    """The only way out of STORING but forward: its bytes are gone, or its time is up."""
     alive = live(request, "abandoned")
     if not isinstance(alive, Storing):
         raise WrongState("abandoned", state_name(alive))

@@ -80,7 +80,8 @@ async def digest_of(
         if not count:
             raise BytesGone(
                 f"Of the {upload.offset} bytes kept of upload {upload.upload_id}, only {at} "
-                "can be read."
+                "can be read.",
+                upload.upload_id,
             )
         at += count
     return hasher

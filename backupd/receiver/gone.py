@@ -7,6 +7,7 @@ from collections.abc import Callable, Container
 from twisted.logger import Logger
 
 from backupd.interfaces import ILedger, Upload
+from backupd.receiver.room import going
 from backupd.requests import BackupRequest, Pending, Received, live
 
 __all__ = ["begin_again", "without"]
@@ -14,15 +15,19 @@ __all__ = ["begin_again", "without"]
 _log = Logger()
 
 
-async def begin_again(ledger: ILedger, upload: Upload, now: float) -> None:
-    """Forget an upload whose bytes are gone; its request goes on without it."""
+async def begin_again(ledger: ILedger, upload: Upload, now: float) -> list[str]:
+    """Forget an upload whose bytes are gone, and what is of no use without it; its request goes
+    on without them. Their ids: what is left of them on the volume has to be discarded.
+    """
     _log.error(
         "upload {upload_id} of request {request_id} is gone from the disk; it starts again",
         upload_id=upload.upload_id,
         request_id=upload.request_id,
     )
-    step = without([upload.upload_id], now, "The bytes that had arrived are gone from the disk.")
-    await ledger.change(upload.request_id, step, drop=[upload.upload_id])
+    gone = going(await ledger.uploads(upload.request_id), [upload.upload_id])
+    step = without(gone, now, "The bytes that had arrived are gone from the disk.")
+    await ledger.change(upload.request_id, step, drop=gone)
+    return gone
 
 
 def without(

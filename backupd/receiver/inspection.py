@@ -20,6 +20,7 @@ from backupd.receiver.gone import begin_again
 from backupd.receiver.intake import Intake
 from backupd.receiver.keeping import Keeper, Progress
 from backupd.receiver.recovery import list_found
+from backupd.receiver.room import going
 from backupd.requests import Backup, Storing, video_key
 from backupd.waiting import Round
 
@@ -404,8 +405,10 @@ class Inspection:
                 return
             why = f"The {gone[0].offset} bytes of an unfinished upload are gone."
             finding = Finding(_incoming(upload_id), why, "its sender begins again")
-            if report.repair and upload_id not in self._intake.transfers:
-                await begin_again(self._ledger, gone[0], self._clock.seconds())
+            busy = [one for one in going(known, [upload_id]) if one in self._intake.transfers]
+            if report.repair and not busy:
+                left = await begin_again(self._ledger, gone[0], self._clock.seconds())
+                await self._intake.discard(left)
                 finding = replace(finding, repaired=True)
         self._tell(report, finding)
 

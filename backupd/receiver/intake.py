@@ -17,6 +17,7 @@ from backupd.errors import (
     AlreadyStored,
     BackupdError,
     BytesGone,
+    Incomplete,
     NoSuchUpload,
     OffsetMismatch,
     StorageFailed,
@@ -202,7 +203,7 @@ class Intake:
             try:
                 return await transfer.run(digests or {}, file_name, content_type, check)
             except BytesGone as error:
-                await self._forget(request_id, transfer.upload_id)
+                await self._forget(request_id, error.upload_id)
                 raise _begin_anew(upload_id) from error
 
     async def _begin(
@@ -267,15 +268,21 @@ class Intake:
         try:
             return await self._off(self._storage.reopen, upload.upload_id)
         except BytesGone as error:
-            await begin_again(self._ledger, upload, self._clock.seconds())
+            await self._begin_again(upload)
             raise _begin_anew(asked) from error
 
     async def _forget(self, request_id: str, upload_id: str) -> None:
         async with self.locks.hold(request_id):
             for upload in await self._ledger.uploads(request_id):
                 if upload.upload_id == upload_id:
-                    await begin_again(self._ledger, upload, self._clock.seconds())
-        await self.discard([upload_id])
+                    await self._begin_again(upload)
+
+    async def _begin_again(self, upload: Upload) -> None:
+        """Forget an upload whose bytes are gone; whoever calls holds the request's lock.
+
+        Whoever has begun to send or to join it once more finds the same, before a byte is recorded.
+        """
+        await self.discard(await begin_again(self._ledger, upload, self._clock.seconds()))
 
     async def _named(
         self, request_id: str, upload_id: str | None, offset: int | None
@@ -359,7 +366,8 @@ class Intake:
     async def join(self, request_id: str, final_id: str) -> Outcome | None:
         """Make one upload of its parts, if all are whole; None when some are not.
 
-        Raises what `Joining.run` does, `UploadHeld` while it is being done.
+        Raises what `Joining.run` does, `UploadHeld` while it is being done, `NoSuchUpload` when
+        bytes of it are gone: the part that they were of is not there any more then.
         """
         with self.transfers.counted():
             async with self.locks.hold(request_id):
@@ -398,7 +406,11 @@ class Intake:
                         ),
                         final_id,
                     )
-            return await joining.run()
+            try:
+                return await joining.run()
+            except BytesGone as error:
+                await self._forget(request_id, error.upload_id)
+                raise _begin_anew(error.upload_id) from error
 
     async def drop(self, request_id: str, upload_id: str) -> None:
         """End an upload, free its bytes, and what would have joined it; the request goes on.
@@ -421,13 +433,17 @@ class Intake:
     async def conclude(self, upload: Upload) -> Upload:
         """An upload of unknown length is whole as it stands: its sender says so.
 
-        The caller holds the request's lock. Raises `StorageFailed` when its bytes are gone.
+        The caller holds the request's lock. Raises `Incomplete` when its bytes are gone.
         """
-        handle = await self._off(self._storage.reopen, upload.upload_id)
         try:
-            hasher = await digest_of(upload, handle, self._digests, self._off)
-        finally:
-            await self._off(handle.close)
+            handle = await self._off(self._storage.reopen, upload.upload_id)
+            try:
+                hasher = await digest_of(upload, handle, self._digests, self._off)
+            finally:
+                await self._off(handle.close)
+        except BytesGone as error:
+            await self._begin_again(upload)
+            raise Incomplete(0, upload.length) from error
         return replace(
             upload,
             length=upload.offset,

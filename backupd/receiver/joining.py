@@ -15,7 +15,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from backupd.errors import StorageFailed, UploadCut
+from backupd.errors import BytesGone, StorageFailed, UploadCut
 from backupd.interfaces import ILedger, IStorage, IUpload, OffThread, Upload
 from backupd.receiver.digests import Digests, Discard, Judge, digest_of
 from backupd.receiver.transfer import Outcome
@@ -80,7 +80,8 @@ class Joining:
         """Join what is left; fires once the upload is RECEIVED.
 
         Raises `DigestMismatch` as `Judge` does, `UploadCut` when aborted, and what the volume
-        raises: then it goes on from there the next time.
+        raises: then it goes on from there the next time; but for `BytesGone`, of a part or of
+        what has been joined already.
         """
         try:
             if not self._final.offset:
@@ -142,7 +143,7 @@ class Joining:
                     raise UploadCut("Joining was ended before its end; it goes on from here.")
                 at = self._final.offset - start
                 end = min(at + STRIDE, part.offset)
-                await self._off(_copy, source, at, end, handle, start, update)
+                await self._off(_copy, part, source, at, end, handle, start, update)
                 # What is written occupies its room; what is given back next is unmarked first.
                 part = replace(part, allocated=min(part.allocated, part.offset - end))
                 final = replace(self._final, offset=start + end, allocated=start + end)
@@ -157,13 +158,13 @@ class Joining:
 
 
 def _copy(
-    source: IUpload, at: int, end: int, to: IUpload, start: int, update: Callable[[bytes], object]
+    part: Upload, source: IUpload, at: int, end: int, to: IUpload, start: int, update: Update
 ) -> None:
-    """Copy ``source[at:end]`` behind ``start`` of ``to``, durably."""
+    """Copy ``source[at:end]``, of ``part``, behind ``start`` of ``to``, durably."""
     while at < end:
         data = source.read(at, min(PIECE, end - at))
         if not data:
-            raise StorageFailed(f"Of a part's bytes those from {at} on are gone.")
+            raise BytesGone(f"Of a part's bytes those from {at} on are gone.", part.upload_id)
         update(data)
         to.write([data], start + at)
         at += len(data)

@@ -126,7 +126,8 @@ class Keeper:
         """The sender says that this is it. Returns once the backup is stored for good.
 
         Raises `Incomplete` while bytes are missing, `DigestMismatch` when ``size`` or ``sha256``
-        disagree with what arrived, `Over` when the request has ended otherwise.
+        disagree with what arrived, `Over` when the request has ended otherwise, or its bytes have
+        been taken away before they were stored.
         """
         async with self._intake.locks.hold(request_id):
             request = await self._ledger.request(request_id)
@@ -135,13 +136,13 @@ class Keeper:
             if isinstance(request, Expired | Cancelled | Failed):
                 raise Over(f"The backup request has ended: {request.reason}")
             if isinstance(request, Storing):
-                return await self._finish(request)
+                return await self._to_the_end(request)
             # A connection that died beside the whole one does not keep its sender waiting.
             await self._intake.transfers.end_silent(self._intake.transfers.of(request_id))
             upload = await self._whole(request, size)
             await self._agree(request, upload, size, sha256)
             await self._there(request, upload)
-            return await self._finish(await self._name(request, upload))
+            return await self._to_the_end(await self._name(request, upload))
 
     async def _whole(self, request: BackupRequest, size: int | None) -> Upload:
         """The newest whole upload; or the newest one, when its sender knows its size.
@@ -262,6 +263,15 @@ class Keeper:
             raise AlreadyStored("The backup is stored already.")
         return changed
 
+    async def _to_the_end(self, request: Storing) -> Backup:
+        """Finish it; FAILED at once when there is nothing left that could be stored."""
+        try:
+            return await self._finish(request)
+        except BytesGone as error:
+            reason = f"It could not be stored: {error}"
+            await self._abandon(request, reason, self._clock.seconds())
+            raise Over(f"The backup request has ended: {reason}") from error
+
     async def _finish(self, request: Storing) -> Backup:
         request_id, backup = request.ask.request_id, request.backup
         others = await self._ledger.uploads(request_id)
@@ -292,7 +302,8 @@ class Keeper:
     async def roll_forward(self, request_id: str) -> None:
         """Bring a request that stands in STORING to its end, wherever it was left.
 
-        One whose bytes cannot be kept is FAILED once its time is up, like any other.
+        One whose bytes cannot be kept is FAILED once its time is up, like any other; at once when
+        they are gone.
         """
         async with self._intake.locks.hold(request_id):
             request = await self._ledger.request(request_id)
@@ -302,7 +313,8 @@ class Keeper:
                 await self._finish(request)
             except StorageFailed as error:
                 now = self._clock.seconds()
-                if request.expires_at is None or request.expires_at > now:
+                over = request.expires_at is not None and request.expires_at <= now
+                if not over and not isinstance(error, BytesGone):
                     raise
                 await self._abandon(request, f"It could not be stored: {error}", now)
 

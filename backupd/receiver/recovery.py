@@ -32,11 +32,12 @@ async def recover(
     uploads = {one.upload_id: one for one in await ledger.uploads(None)}
     for final in [one for one in uploads.values() if one.parts and one.offset == 0]:
         await _recover_joining(ledger, storage, off, final, uploads, on_disk)
-    known: set[str] = set()
+    gone: set[str] = set()
     for upload in uploads.values():
-        if upload.offset > 0:
-            known.add(upload.upload_id)
-        await _recover_upload(ledger, upload, on_disk.get(upload.upload_id), clock.seconds())
+        if upload.upload_id not in gone:
+            allocated = on_disk.get(upload.upload_id)
+            gone.update(await _recover_upload(ledger, upload, allocated, clock.seconds()))
+    known = {one.upload_id for one in uploads.values() if one.offset > 0} - gone
     for upload_id in [one for one in on_disk if one not in known]:
         _log.info("removing unfinished upload {upload_id}", upload_id=upload_id)
         try:
@@ -83,17 +84,18 @@ async def _recover_joining(
 
 async def _recover_upload(
     ledger: ILedger, upload: Upload, allocated: int | None, now: float
-) -> None:
+) -> list[str]:
+    """The ids of the uploads that had to be forgotten."""
     request = await ledger.request(upload.request_id)
     if isinstance(request, Storing):
-        return
+        return []
     if upload.offset == 0:
         # Its client may know it, and begin; nothing of it was ever durable.
         if upload.allocated:
             put = replace(upload, allocated=0)
             await ledger.change(upload.request_id, lambda r: r, put=put)
     elif allocated is None:
-        await begin_again(ledger, upload, now)
+        return await begin_again(ledger, upload, now)
     else:
         # The rest of the last block is nobody's part of a reservation: counted here, several
         # uploads that fit it exactly would not fit any more.
@@ -102,6 +104,7 @@ async def _recover_upload(
         if allocated != upload.allocated:
             put = replace(upload, allocated=allocated)
             await ledger.change(upload.request_id, lambda r: r, put=put)
+    return []
 
 
 class Rebuilt:

@@ -101,7 +101,7 @@ class DiskStorage:
     def reopen(self, upload_id: str) -> IUpload:
         path = self._incoming(upload_id)
         if self._size(path, f"upload {upload_id}") is None:
-            raise BytesGone(f"The bytes of the upload {upload_id} are gone.")
+            raise BytesGone(f"The bytes of the upload {upload_id} are gone.", upload_id)
         with doing(f"open the upload {upload_id}"):
             fd = self._fs.open(path, _CHANGE)
         return DiskUpload(self._fs, fd, f"upload {upload_id}", path)
@@ -110,9 +110,10 @@ class DiskStorage:
         old, new = self._incoming(upload_id), self._incoming(new_id)
         there = self._size(old, f"upload {upload_id}") is not None
         done = self._size(new, f"upload {new_id}") is not None
-        if there == done:
-            state = "both there" if there else "both gone"
-            raise StorageFailed(f"The uploads {upload_id} and {new_id} are {state}.")
+        if there and done:
+            raise StorageFailed(f"The uploads {upload_id} and {new_id} are both there.")
+        if not there and not done:
+            raise BytesGone(f"The bytes of the upload {upload_id} are gone.", upload_id)
         with doing(f"rename the upload {upload_id}"):
             if there:
                 self._fs.rename(old, new)
@@ -216,16 +217,18 @@ class DiskStorage:
         self, upload_id: str, arrived: int | None, backup: Backup, kept: int | None
     ) -> None:
         if arrived is None and kept is None:
-            raise StorageFailed(
-                f"Neither the upload {upload_id} nor the backup {backup.backup_id} is there."
+            raise BytesGone(
+                f"Neither the upload {upload_id} nor the backup {backup.backup_id} is there.",
+                upload_id,
             )
         if arrived is not None and kept is not None:
             raise StorageFailed(
                 f"The upload {upload_id} would replace the file of the backup {backup.backup_id}."
             )
         if arrived is not None and arrived < backup.size:
-            raise StorageFailed(
-                f"The upload {upload_id} has {arrived} of the backup's {backup.size} bytes."
+            raise BytesGone(
+                f"The upload {upload_id} has {arrived} of the backup's {backup.size} bytes.",
+                upload_id,
             )
         if kept is not None and kept != backup.size:
             raise StorageFailed(

@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 from twisted.internet.defer import Deferred
 
-from backupd.errors import Busy
-from backupd.receiver import inspection
+from backupd.errors import Busy, StorageFailed
+from backupd.receiver import inspection, joining
 from backupd.receiver.inspection import SLACK, Inspection, Report
 from backupd.receiver.recovery import rebuild
+from backupd.receiver.resources import Described
 from backupd.requests import Backup, Pending, Storing
 from tests.receiver.world import WorldCase, now, set_attribute, sync
 
@@ -393,6 +394,28 @@ class UploadTests(InspectionCase):
         self.incoming(upload_id).unlink()
         self.tells(f".backupd/incoming/{upload_id}")
         self.repaired(f".backupd/incoming/{upload_id}")
+        assert self.world.uploads() == []
+        self.world.check_accounts()
+        self.world.send(request_id, DATA)
+        assert now(self.world.keeper.complete(request_id)).size == len(DATA)
+
+    def test_a_part_without_its_file(self) -> None:
+        """What was to join it is forgotten with it, and what nobody can go on with is removed."""
+        request_id = self.world.offered(1, size=len(DATA))
+        ends = (len(DATA) // 2, len(DATA) - len(DATA) // 2)
+        parts = [self.world.create(request_id, end, partial=True).upload_id for end in ends]
+        for part, end in zip(parts, ends, strict=True):
+            self.world.send(request_id, DATA[:end], upload_id=part, offset=0)
+        now(self.world.resources.create_final(request_id, parts, Described(length=None)))
+
+        def fails(*_: object) -> None:
+            raise StorageFailed("The volume failed.")
+
+        set_attribute(self, joining, "_copy", fails)
+        with pytest.raises(StorageFailed):
+            now(self.world.resources.join_with(request_id))
+        self.incoming(parts[1]).unlink()
+        self.repaired(f".backupd/incoming/{parts[1]}")
         assert self.world.uploads() == []
         self.world.check_accounts()
         self.world.send(request_id, DATA)

@@ -11,7 +11,15 @@ from typing import Any, cast
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backupd.errors import BackupdError, DigestMismatch, Forbidden, Invalid, NoSuchUpload, UploadCut
+from backupd.errors import (
+    BackupdError,
+    DigestMismatch,
+    Forbidden,
+    Invalid,
+    NoSuchUpload,
+    StorageFailed,
+    UploadCut,
+)
 from backupd.interfaces import IVolume, Upload
 from backupd.receiver import joining
 from backupd.receiver.resources import Described
@@ -27,7 +35,7 @@ from tests.receiver.world import (
     set_attribute,
     sha256,
 )
-from tests.storage.faulty import Crash, FaultyFileSystem, crashing_at
+from tests.storage.faulty import Crash, FaultyFileSystem, crashing_at, failing
 
 DATA = os.urandom(300 * KIB)
 CUTS = (0, 100 * KIB, 160 * KIB, 300 * KIB)
@@ -141,6 +149,53 @@ class JoiningTests(WorldCase):
         ):
             described = Described(length=None)
             self.raises(kind, self.world.resources.create_final(request_id, parts, described))
+
+    def test_a_part_is_gone(self) -> None:
+        """Whoever joins learns at once that a part was taken away; it and the whole are forgotten,
+        and what is sent anew has its room.
+        """
+        for taken, left in ((0, [1, 2]), (1, [2]), (2, [])):
+            request_id = self.world.offered(taken, size=len(DATA))
+            parts = send_parts(self.world, request_id, pieces_of(DATA))
+            final_of(self.world, request_id, parts)
+            self.world.storage.discard(parts[taken])
+            self.raises(NoSuchUpload, self.world.resources.join_with(request_id))
+            uploads = now(self.world.ledger.uploads(request_id))
+            assert [one.upload_id for one in uploads] == [parts[number] for number in left]
+            assert set(self.world.on_disk()) == {parts[number] for number in left}
+            self.world.check_accounts()
+            assert isinstance(self.world.send(request_id, DATA), Outcome)
+            now(self.world.keeper.complete(request_id))
+
+    def test_part_of_a_part_is_gone(self) -> None:
+        """It is the same when a part got shorter."""
+        request_id = self.world.offered(size=len(DATA))
+        parts = send_parts(self.world, request_id, pieces_of(DATA))
+        final_of(self.world, request_id, parts)
+        os.truncate(Path(self.world.root, ".backupd", "incoming", parts[2]), 20 * KIB)
+        self.raises(NoSuchUpload, self.world.resources.join_with(request_id))
+        assert (self.world.uploads(), self.world.on_disk()) == ([], {})
+        self.world.check_accounts()
+
+    def test_the_whole_is_gone(self) -> None:
+        """What was joined already is taken away: the rest is of no use, and goes when it is in the
+        way.
+        """
+        root = Path(self.folder) / "faulty"
+        root.mkdir()
+        fs = FaultyFileSystem(str(root))
+        world = self.make("faulty", fs=cast(IVolume, fs))
+        request_id = world.offered(size=len(DATA))
+        parts = send_parts(world, request_id, pieces_of(DATA))
+        final = final_of(world, request_id, parts)
+        fs.fault = failing(errno.EIO, "punch_hole")
+        self.raises(StorageFailed, world.resources.join_with(request_id))
+        fs.fault = lambda number, function, path: None
+        world.storage.discard(final.upload_id)
+        self.raises(NoSuchUpload, world.resources.join_with(request_id))
+        assert list(world.on_disk()) == [parts[2]]
+        world.check_accounts()
+        assert isinstance(world.send(request_id, DATA), Outcome)
 
     def test_wrong_digest(self) -> None:
         """A whole that is not what was announced goes, with all its bytes; the request stays."""

@@ -360,7 +360,7 @@ class GoneTests(KeepingCase):
         assert self.content(self.complete(request_id)) == DATA
 
     def test_while_storing(self) -> None:
-        """What can never be stored is FAILED once its time is up, and its room is free."""
+        """What can never be stored is FAILED, its sender is told, and its room is free."""
         off = ManualOff()
         world = self.make("manual", off=off)
         request_id = world.offered()
@@ -372,17 +372,26 @@ class GoneTests(KeepingCase):
         for upload_id in world.on_disk():
             world.storage.discard(upload_id)
         off.release_all()
-        self.raises(StorageFailed, done)
-        forward = go_on(world.keeper.roll_forward(request_id))
-        off.release_all()
-        self.raises(StorageFailed, forward)
-        assert world.state(request_id) == "STORING"
-        self.clock.advance(86401)
-        forward = go_on(world.keeper.roll_forward(request_id))
-        off.release_all()
-        now(forward)
+        self.raises(Over, done)
         assert world.state(request_id) == "FAILED"
         assert now(world.ledger.totals()).promised == 0
+
+    def test_before_it_is_stored_at_last(self) -> None:
+        """So it is when that is found where nobody waits: the sweep does not try for ever."""
+        root = Path(self.folder, "faulty")
+        root.mkdir()
+        fs = FaultyFileSystem(str(root))
+        world = self.make("faulty", fs=cast(IFileSystem, fs))
+        request_id = self.received(world)
+        fs.fault = failing(errno.EIO, "rename")
+        self.raises(StorageFailed, world.keeper.complete(request_id))
+        assert world.state(request_id) == "STORING"
+        for upload_id in world.on_disk():
+            world.storage.discard(upload_id)
+        world.sweep()
+        assert world.state(request_id) == "FAILED"
+        assert now(world.ledger.totals()).promised == 0
+        self.raises(Over, world.keeper.complete(request_id))
 
 
 class UnknownLengthTests(KeepingCase):
@@ -405,6 +414,19 @@ class UnknownLengthTests(KeepingCase):
         backup = now(self.world.keeper.complete(request_id, size=len(DATA)))
         assert backup.sha256 == sha256(DATA)
         assert self.content(backup) == DATA
+
+    def test_its_bytes_are_gone(self) -> None:
+        """Its sender hears that nothing is there, and begins again."""
+        request_id = self.cut(0)
+        now(self.world.receive(request_id, self.world.source(DATA, b""), None, offset=0))
+        for upload_id in self.world.on_disk():
+            self.world.storage.discard(upload_id)
+        complete = self.world.keeper.complete(request_id, size=len(DATA))
+        assert self.raises(Incomplete, complete).received == 0
+        assert self.world.uploads() == []
+        self.world.check_accounts()
+        now(self.world.receive(request_id, self.world.source(DATA, b""), len(DATA)))
+        assert self.content(self.complete(request_id)) == DATA
 
     def test_length_is_told(self) -> None:
         """A continuation may bring the length of the whole."""
@@ -448,6 +470,19 @@ class StuckTests(KeepingCase):
         world.sweep()
         assert world.state(request_id) == "STORED"
         assert self.listed(world) == [now(world.keeper.complete(request_id))]
+
+    def test_until_its_time_is_up(self) -> None:
+        """What cannot be stored is FAILED then, like any other, and its room is free."""
+        world, fs, request_id = self.faulty()
+        fs.fault = failing(errno.EIO, "mkdir")
+        self.raises(StorageFailed, world.keeper.complete(request_id))
+        self.clock.advance(86399)
+        world.sweep()
+        assert world.state(request_id) == "STORING"
+        self.clock.advance(2)
+        world.sweep()
+        assert world.state(request_id) == "FAILED"
+        assert now(world.ledger.totals()).promised == 0
 
     def test_said_again(self) -> None:
         """Saying it again goes on with the same backup."""

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from backupd.errors import StorageFailed, UploadCut
+from backupd.receiver import joining
 from backupd.receiver.recovery import Rebuilt, rebuild
+from backupd.receiver.resources import Described
 from backupd.receiver.transfer import Outcome
 from backupd.requests import Pending, Storing
 from backupd.storage.disk import DiskStorage
@@ -149,6 +151,29 @@ class UploadTests(RecoveryCase):
         assert world.state(request_id) == "RECEIVED"
         assert len(world.uploads()) == 1
 
+    def test_a_part_is_gone(self) -> None:
+        """What was to join it is forgotten with it: nothing waits for a part that never comes."""
+
+        def fails(*_: object) -> None:
+            raise StorageFailed("The volume failed.")
+
+        set_attribute(self, joining, "_copy", fails)
+        for begun in (False, True):
+            self.setUp()
+            request_id = self.world.offered(size=200)
+            parts = [self.world.create(request_id, 100, partial=True).upload_id for _ in range(2)]
+            for part in parts:
+                self.world.send(request_id, DATA[:100], upload_id=part, offset=0)
+            now(self.world.resources.create_final(request_id, parts, Described(length=None)))
+            if begun:
+                self.raises(StorageFailed, self.world.resources.join_with(request_id))
+            self.incoming(parts[1]).unlink()
+            world = self.crash()
+            assert [one.upload_id for one in world.uploads()] == ([] if begun else parts[:1])
+            world.check_accounts()
+            assert isinstance(world.send(request_id, DATA[:200]), Outcome)
+            world.check_accounts()
+
     def test_accounts(self) -> None:
         """What the volume counts as used is what the ledger says is allocated."""
         self.cut(100, size=1024 * KIB)
@@ -202,6 +227,7 @@ class StoringTests(RecoveryCase):
         self.setUp()
         lost, request = self.storing()
         self.incoming(request.upload_id).unlink()
+        self.incoming(request.upload_id).mkdir()  # nobody can say what has become of it
         now(self.world.ledger.close())
         world = self.world = self.world.restart()
         assert world.state(lost) == "STORING"
@@ -209,6 +235,23 @@ class StoringTests(RecoveryCase):
         assert world.state(lost) == "STORING"
         other = world.offered(9)
         assert isinstance(world.send(other, DATA), Outcome)
+
+    def test_its_bytes_are_gone(self) -> None:
+        """Of what there is no more, or not enough, nothing can be stored: its sender is to learn
+        so.
+        """
+        for taken in (True, False):
+            self.setUp()
+            lost, request = self.storing()
+            if taken:
+                self.incoming(request.upload_id).unlink()
+            else:
+                os.truncate(self.incoming(request.upload_id), len(DATA) - 1)
+            now(self.world.ledger.close())
+            self.world = self.world.restart()
+            assert self.world.state(lost) == "FAILED"
+            assert now(self.world.ledger.totals()).promised == 0
+            assert self.world.on_disk() == {}
 
 
 class RebuildTests(RecoveryCase):
