@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, cast
 from twisted.internet.defer import Deferred
 
 from backupd.errors import BackupdError
-from backupd.requests import Cancelled, ended
+from backupd.requests import Cancelled, Received, Storing, ended
 from tests.simulation.direct import visit_directly
 from tests.simulation.disk import Fault
-from tests.simulation.machine import Machine
+from tests.simulation.machine import INCOMING, Machine
 from tests.simulation.plan import Action, Plan
 from tests.simulation.process import Process
 from tests.simulation.strange import visit
@@ -38,6 +38,8 @@ class Acts:
     watch: Watch
     down_for: dict[str, float]
     ceased: bool
+    takes: list[dict[str, Any]]
+    """What somebody is about to take, as soon as it is there."""
 
     def note(self, text: str) -> None:
         raise NotImplementedError
@@ -68,6 +70,7 @@ class Acts:
         self.note("-- faults cease")
         self.ceased = True
         self.network.heal_all()
+        self.takes.clear()
         self.network.weather = self.calm_weather()
         for machine in self.machines.values():
             disk = machine.disk
@@ -185,6 +188,49 @@ class Acts:
                 self.network.ports[machine.port] = listening
 
         self._later(what["lasts"], over)
+
+    def _do_take(self, what: dict[str, Any], machine: Machine) -> None:
+        """Somebody removes the file of an unfinished upload by mistake, once there is one."""
+        self.takes.append(what)
+
+        def over() -> None:
+            if what in self.takes:
+                self.takes.remove(what)
+
+        self._later(what["lasts"], over)
+        self.take_what_is_there(machine)
+
+    def take_what_is_there(self, machine: Machine) -> None:
+        """What somebody waits for may have come."""
+        for what in [one for one in self.takes if one["machine"] == machine.name]:
+            upload_id = self._to_take(machine, whole=what["whole"])
+            if upload_id is None:
+                continue
+            self.takes.remove(what)
+            if what["late"]:
+                self._later(what["late"], self._take, machine, upload_id)
+            else:
+                self._take(machine, upload_id)
+
+    def _to_take(self, machine: Machine, *, whole: bool) -> str | None:
+        """The newest upload of one of our own senders, ``whole`` when its request is RECEIVED."""
+        ours = [one.peer for one in self.machines.values()]
+        there = machine.disk.names(INCOMING)
+        for upload_id, (_, upload) in reversed(machine.books.uploads.items()):
+            request = machine.books.rows[upload.request_id].request
+            if request.ask.direct or request.ask.peer not in ours or upload_id not in there:
+                continue
+            if isinstance(request, Received) if whole else not isinstance(request, Storing):
+                return upload_id
+        return None
+
+    def _take(self, machine: Machine, upload_id: str) -> None:
+        if self.ceased or not machine.disk.take(f"{INCOMING}/{upload_id}"):
+            return
+        self.note(f"the file of upload {upload_id} of {machine.name} is taken away")
+        self.outcome.faults["files taken"] += 1
+        self.watch.taken(upload_id)
+        machine.dirty = True
 
     def _do_stranger(self, what: dict[str, Any], _: object) -> None:
         history = cast("History", self)

@@ -14,7 +14,8 @@ MOVES = (
     *(f"PENDING -> {state}" for state in ("OFFERED", "RECEIVING", "EXPIRED", "CANCELLED")),
     *(f"OFFERED -> {state}" for state in ("PENDING", "RECEIVING", "CANCELLED")),
     *(f"RECEIVING -> {state}" for state in ("PENDING", "RECEIVED", "CANCELLED")),
-    *(f"RECEIVED -> {state}" for state in ("STORING", "EXPIRED", "CANCELLED")),
+    *(f"RECEIVED -> {state}" for state in ("PENDING", "RECEIVING", "STORING")),
+    *(f"RECEIVED -> {state}" for state in ("EXPIRED", "CANCELLED")),
     *("STORING -> STORED",),
 )
 """Moves of a request that this simulation has to see."""

@@ -173,6 +173,15 @@ class Disk:
                 change.apply(lambda one: one.durable)
         self._journal = [c for place, c in enumerate(self._journal) if not chosen[place]]
 
+    def take(self, path: str) -> bool:
+        """Somebody else removes a file, durably; whether there was one."""
+        folder, name, found = self.find(path)
+        if not isinstance(found, Inode):
+            return False
+        self.change(Change(None, (folder, name)))
+        self.sync_folder(folder)
+        return True
+
     # -- the end of a process ---------------------------------------------------------------------
 
     def process_died(self) -> None:

@@ -77,6 +77,7 @@ class History(Acts):
         self.watch = Watch(self)
         self.down_for: dict[str, float] = {}
         self.ceased = False
+        self.takes = []
 
     def calm_weather(self) -> Weather:
         kind = self.plan.weather
@@ -175,6 +176,7 @@ class History(Acts):
             if machine.dirty:
                 machine.dirty = False
                 self.watch.look(machine)
+                self.take_what_is_there(machine)
         if self.timeline.steps > MOST_STEPS:
             raise Violation(f"It goes round in circles: {MOST_STEPS} steps and no end.")
 

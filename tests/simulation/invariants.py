@@ -21,15 +21,13 @@ from backupd.requests import (
     state_name,
 )
 from tests.simulation.kept_watch import KeptWatch, Violation
-from tests.simulation.machine import ROOT
+from tests.simulation.machine import INCOMING, ROOT
 
 if TYPE_CHECKING:
     from tests.simulation.history import History
     from tests.simulation.machine import Machine
 
 __all__ = ["Violation", "Watch"]
-
-INCOMING = f"{ROOT}/.backupd/incoming"
 
 LATE = 900.0
 """Seconds by which what time ends may be late, with every fault that a plan has."""
@@ -79,6 +77,7 @@ class Watch:
         self._free: dict[str, tuple[float, float]] = {}
         self._entries: dict[str, str] = {}
         self._cancelled: dict[str, None] = {}
+        self._taken: dict[str, None] = {}
 
     def allow(self, peer: str, video: str, content: bytes) -> None:
         """These bytes may be what a peer sends as a video."""
@@ -107,6 +106,10 @@ class Watch:
     def cancelled(self, machine: Machine, entry_id: str) -> None:
         """The operator does not want this entry any more."""
         self._cancelled[entry_id] = None
+
+    def taken(self, upload_id: str) -> None:
+        """Somebody has removed the file of this upload."""
+        self._taken[upload_id] = None
 
     # -- after every step -------------------------------------------------------------------------
 
@@ -182,6 +185,8 @@ class Watch:
             if not upload.offset or state_name(request) == "STORING":
                 continue
             there = machine.disk.durable(f"{INCOMING}/{upload_id}")
+            if there is None and upload_id in self._taken:
+                continue
             if upload.partial:
                 final = next((f for _, f in books.uploads.values() if upload_id in f.parts), None)
                 if final is not None and final.offset:
@@ -189,6 +194,8 @@ class Watch:
                 if final is not None and there is None:
                     # The first part's file becomes the whole's before that is recorded.
                     there = machine.disk.durable(f"{INCOMING}/{final.upload_id}")
+                    if there is None and final.upload_id in self._taken:
+                        continue
             meant = self._contents.get((request.ask.peer, str(request.ask.video)), [])
             if request.ask.part:
                 meant = self._parts.get(request.ask.peer, [])
@@ -261,6 +268,8 @@ class Watch:
                 occupied = machine.disk.occupied(
                     f"{ROOT}/{row.request.backup.folder}/{row.request.backup.name}"
                 )
+            if occupied is None and upload_id in self._taken:
+                continue
             if upload.allocated > (occupied or 0):
                 self._fail(
                     machine,

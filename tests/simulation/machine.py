@@ -26,12 +26,13 @@ from tests.simulation.process import Process, Threads
 from tests.simulation.timeline import Crash, Timeline
 from tests.simulation.view import View
 
-__all__ = ["CONTROL", "ROOT", "Machine", "Pace"]
+__all__ = ["CONTROL", "INCOMING", "ROOT", "Machine", "Pace"]
 
 T = TypeVar("T")
 P = ParamSpec("P")
 
 ROOT = "/backups"
+INCOMING = f"{ROOT}/.backupd/incoming"
 CONTROL = "0" * 43
 """The operator's token."""
 

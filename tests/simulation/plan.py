@@ -12,7 +12,7 @@ from typing import Any
 __all__ = ["KINDS", "Action", "Plan", "Video", "draw"]
 
 CALM = 3
-"""Of so many histories one has no faults at all."""
+"""Of so many histories one has no faults, but that something may be taken away."""
 
 FUNCTIONS = {
     "open": (errno.EIO, errno.ENOSPC, errno.EMFILE),
@@ -155,6 +155,7 @@ def draw(seed: int, *, sqlite_share: float = 0.04) -> Plan:
             # Who reads the old one has it open still.
             video = plan.videos[action.what["video"]]
             plan.capacity[video.machine] += video.size + 8192
+    _take(plan, random.Random(f"take {seed}"))
     plan.actions.sort(key=lambda action: action.at)
     ends = [action.at + action.what.get("lasts", 0.0) for action in plan.actions]
     plan.calm_at = max([60.0, *ends]) + 5.0
@@ -223,6 +224,25 @@ def _keeping(plan: Plan, names: list[str], rng: random.Random) -> None:
             "seconds": rng.choice((30.0, 600.0, 3600.0)),
         }
         plan.actions.append(Action(rng.uniform(5.0, 700.0), "keep", what))
+
+
+def _take(plan: Plan, rng: random.Random) -> None:
+    """Somebody at a receiver removes the file of an unfinished upload.
+
+    Not where room is short: what was free by mistake for a while may be promised to others.
+    """
+    if rng.randrange(10) or plan.cramped:
+        return
+    sends = [action for action in plan.actions if action.kind == "send"]
+    for _ in range(rng.choice((1, 1, 2))):
+        send = rng.choice(sends)
+        what: dict[str, Any] = {
+            "machine": send.what["to"],
+            "whole": rng.random() < 0.6,
+            "late": rng.choice((0.0, 0.0, rng.uniform(0.0, 0.02), rng.uniform(0.0, 5.0))),
+            "lasts": rng.choice((60.0, 400.0)),
+        }
+        plan.actions.append(Action(send.at * rng.random(), "take", what))
 
 
 def _videos(plan: Plan, names: list[str], rng: random.Random) -> None:

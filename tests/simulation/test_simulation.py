@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from twisted.internet.defer import Deferred
 
+from tests.simulation.__main__ import ENOUGH, Figures
+from tests.simulation.coverage import ENTRY_MOVES, MOVES, STATES
 from tests.simulation.history import Outcome, run
-from tests.simulation.plan import Plan, draw
+from tests.simulation.plan import Action, Plan, draw
 from tests.simulation.shrink import shrink, without
 from tests.simulation.taken_apart import unheard
 from tests.simulation.timeline import Crash
@@ -66,13 +69,73 @@ def test_shrinking() -> None:
     assert without(plan, shrink(plan, violation)).actions == [needed]
 
 
+def calm(*, least: int = 0) -> Plan:
+    """A history in which videos of ``least`` bytes or more are sent, and nothing else happens."""
+    return next(
+        plan
+        for plan in map(draw, range(100))
+        if all(one.kind == "send" for one in plan.actions)
+        and all(video.size >= least for video in plan.videos)
+    )
+
+
+def taking(plan: Plan, *, whole: bool) -> Plan:
+    """The plan, in which the file of the first upload is taken away."""
+    what = {"machine": plan.actions[0].what["to"], "whole": whole, "late": 0.0, "lasts": 60.0}
+    plan.actions.insert(0, Action(0.0, "take", what))
+    return plan
+
+
 def test_a_calm_history_stores_everything() -> None:
     """Without faults every video is stored, and both sides say so."""
-    seed = next(s for s in range(100) if all(a.kind == "send" for a in draw(s).actions))
-    outcome: Outcome = run(draw(seed))
+    plan = calm()
+    outcome: Outcome = run(plan)
     assert outcome.violation is None
-    videos = len(draw(seed).actions)
+    videos = len(plan.actions)
     assert outcome.states["STORED"] == outcome.entry_moves["SENT -> VERIFIED"] == videos
+
+
+def test_what_is_taken_away_is_sent_again() -> None:
+    """A sender that believes that all of it is there is told that it is not, and begins anew."""
+    plan = taking(calm(), whole=True)
+    outcome = run(plan)
+    assert outcome.violation is None
+    assert outcome.faults["files taken"] == outcome.entry_moves["SENT -> READY"] == 1
+    assert outcome.moves["RECEIVED -> PENDING"] == 1
+    videos = len(plan.actions) - 1
+    assert outcome.states["STORED"] == outcome.entry_moves["SENT -> VERIFIED"] == videos
+
+
+def test_a_part_that_is_taken_away_is_sent_again() -> None:
+    """Parts one of which is gone are not tried to be joined until their request expires."""
+    plan = taking(calm(least=20_000), whole=False)
+    plan.weather["delay"] = (0.05, 0.6)
+    plan.knobs["WORTH"] = 8192
+    for settings in plan.machines.values():
+        settings["upload_expiry"] = 86400.0
+    outcome = run(plan, traced=True)
+    assert outcome.violation is None
+    assert outcome.faults["files taken"] == 1
+    assert any("is gone from the disk" in line for line in outcome.trace)
+
+
+def test_what_was_not_seen_is_told() -> None:
+    """Many histories that have missed something are not well, though none failed."""
+    seen = Figures(
+        histories=ENOUGH,
+        states=Counter(STATES),
+        moves=Counter(MOVES),
+        entry_moves=Counter(ENTRY_MOVES),
+    )
+    assert seen.wrong() is None
+    del seen.entry_moves["SENT -> READY"]
+    assert "1 states and moves were not seen" in str(seen.wrong())
+    assert "moves of entries: 10 of 11; not seen: SENT -> READY" in list(seen.lines(1.0, 1.0))
+    assert seen.wrong(stopped=True) is None
+    seen.histories = ENOUGH - 1
+    assert seen.wrong() is None
+    seen.failed.append((7, "A has 7 too many"))
+    assert seen.wrong(stopped=True) == "1 failed"
 
 
 def test_only_what_a_killed_process_leaves_is_unheard(monkeypatch: pytest.MonkeyPatch) -> None:
