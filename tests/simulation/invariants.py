@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, NoReturn
 
 from backupd.interfaces import Entry, Totals
 from backupd.own_time import SLEW
+from backupd.receiver.trash import SEE_EVERY
 from backupd.requests import (
     MAX_TRIES,
+    NEVER,
     BackupRequest,
     Offered,
     Pending,
@@ -20,6 +22,8 @@ from backupd.requests import (
     Storing,
     state_name,
 )
+from backupd.service import LITTLE
+from backupd.tap import OFFER_BACKOFF
 from tests.simulation.kept_watch import KeptWatch, Violation
 from tests.simulation.machine import INCOMING, ROOT
 
@@ -125,6 +129,7 @@ class Watch:
         if machine.quiet:
             self._room(machine)
             self._sums(machine)
+            self._waits(machine)
             if machine.ready_for(LATE):
                 self._late(machine)
         if machine.disk.full and not any(action.kind == "fill" for action in self._plan.actions):
@@ -337,6 +342,23 @@ class Watch:
                     known = self._free[request.ask.request_id] = turn, now
                 if known[1] < now - LATE:
                     self._fail(machine, f"lets {request.ask.request_id} wait beside a free turn")
+
+    def _waits(self, machine: Machine) -> None:
+        """Nobody waits longer than the settings say, whatever a clock has said before."""
+        assert machine.process is not None
+        now, settings = machine.process.seconds(), machine.settings
+        most = {
+            "due_at": OFFER_BACKOFF[1],
+            "lease_until": settings.offer_lease,
+            "expires_at": max(settings.offer_deadline, settings.upload_expiry),
+        }
+        for request in machine.books.all_live():
+            for name, seconds in most.items():
+                at = getattr(request, name, None)
+                if at is not None and now + seconds + LITTLE + SEE_EVERY < at < NEVER:
+                    self._fail(
+                        machine, f"lets {request.ask.request_id} wait for {at - now} s: {name}"
+                    )
 
     def _could_be_called(self, machine: Machine, request: BackupRequest, now: float) -> bool:
         """Whether it waits, and nothing has gone wrong with those in its line."""

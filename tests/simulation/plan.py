@@ -132,6 +132,7 @@ def draw(seed: int, *, sqlite_share: float = 0.04) -> Plan:
     if rng.randrange(CALM):
         for _ in range(rng.choice((1, 1, 2, 3, 5, 8))):
             plan.actions.append(_fault(plan, names, rng))
+        _begun_ahead(plan, names, random.Random(f"clock {seed}"))
     if rng.random() < 0.4:
         _strangers(plan, names, rng)
     plan.peers = rng.random() < 0.2
@@ -243,6 +244,20 @@ def _take(plan: Plan, rng: random.Random) -> None:
             "lasts": rng.choice((60.0, 400.0)),
         }
         plan.actions.append(Action(send.at * rng.random(), "take", what))
+
+
+def _begun_ahead(plan: Plan, names: list[str], rng: random.Random) -> None:
+    """A daemon begins by a clock that is ahead, and the next one by a clock that was put right."""
+    if rng.randrange(10):
+        return
+    machine, seconds, at = rng.choice(names), rng.choice(JUMPS), rng.uniform(0.9, 40.0)
+    right = at + rng.choice((rng.uniform(1.0, 60.0), rng.uniform(30.0, 400.0)))
+    for moment, jump in ((at, seconds), (right, -seconds)):
+        what = {"machine": machine, "seconds": jump, "lasts": 0.0}
+        plan.actions.append(Action(moment, "jump", what))
+        ends = moment + rng.choice((0.0, rng.uniform(0.0, 30.0)))
+        what = {"machine": machine, "lasts": rng.uniform(0.1, 20.0)}
+        plan.actions.append(Action(ends, rng.choice(("kill", "power", "restart")), what))
 
 
 def _videos(plan: Plan, names: list[str], rng: random.Random) -> None:
