@@ -1,8 +1,9 @@
 """Bytes from the network to the disk: few, large writes, digest and write side by side.
 
-Bytes are gathered in blocks, where the source can, straight from the network. Each block is one
-job off the reactor thread, which hashes it in its turn and then writes it, while the next one is
-hashed: one hop for both. Whoever brings a block waits while too many are under way, so memory
+Bytes are gathered in blocks, where the source can, straight from the network. For each there is
+one job off the reactor thread. The first job of several hashes what comes, block after block, and
+each of the others writes the next one that is hashed: so the digest, which is what takes longest,
+waits for no other thread. Whoever brings a block waits while too many are under way, so memory
 stays bounded and the network is slowed when the disk is.
 """
 
@@ -14,10 +15,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
 from threading import Lock
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
+from twisted.python.failure import Failure
 
 from backupd.errors import TooLarge
 from backupd.interfaces import IUpload, OffThread, Source, StraightSource
@@ -26,8 +28,6 @@ from backupd.sizes import format_size
 from backupd.waiting import go_on
 
 __all__ = ["BLOCK", "BlockWriter", "Hasher"]
-
-T = TypeVar("T")
 
 DEPTH = 3
 """Blocks under way at once."""
@@ -62,11 +62,11 @@ class Hasher(Protocol):
 
 @dataclass(slots=True, eq=False)
 class _Block:
-    """Bytes on their way to ``offset``."""
+    """Bytes on their way to ``offset``, in a buffer that is lent to them."""
 
     data: memoryview
     offset: int
-    hashed: bool = False
+    buffer: memoryview
     written: bool = False
 
 
@@ -99,13 +99,16 @@ class BlockWriter:
         self._begin = self._end = 0
         self._room = 0
         self._written = offset
-        self._hashing = Lock()
+        self._changing = Lock()
+        self._hashing = False
         self._to_hash: deque[_Block] = deque()
+        self._to_write: SimpleQueue[_Block] = SimpleQueue()
         self._to_count: deque[_Block] = deque()
-        self._under_way: deque[Deferred[Any]] = deque()
+        self._under_way = 0
+        self._fewer: Deferred[None] | None = None
+        self._failed: BaseException | None = None
         self._syncing: Deferred[None] | None = None
         self._synced_at = self._flushed_at = clock.seconds()
-        self._write_failed: BaseException | None = None
         self.sync_failed = False
 
     async def take(self, source: Source, limit: int) -> int:
@@ -168,50 +171,77 @@ class BlockWriter:
         slow = self._clock.seconds() - self._flushed_at >= SYNC_SECONDS
         if self._buffer is not None and self._end > self._begin and (not self._room or slow):
             self._start(self._buffer)
-            while len(self._under_way) >= DEPTH:
-                await self._under_way.popleft()
+            await self._until_fewer_than(DEPTH)
             await self._keep_up()
 
     def _start(self, buffer: memoryview) -> None:
         self._buffer = None
         data = buffer[self._begin : self._end]
-        offset = self.offset - len(data)
         self._flushed_at = self._clock.seconds()
-
-        block = _Block(data, offset)
-        self._to_hash.append(block)
+        block = _Block(data, self.offset - len(data), buffer)
         self._to_count.append(block)
-        done = self._off(self._hash_and_write, block)
-        done.addBoth(self._let_go, block, buffer)
-        self._under_way.append(done)
+        with self._changing:
+            self._to_hash.append(block)
+        self._under_way += 1
+        self._off(self._hash_or_write).addBoth(self._let_go)
 
-    def _hash_and_write(self, block: _Block) -> None:
-        """In a thread: digest in order, whoever comes first; writes as they come, side by side."""
-        with self._hashing:
-            while not block.hashed:
-                first = self._to_hash.popleft()
-                place = HASHING.get()
-                try:
-                    for hasher in self._hashers:
-                        hasher.update(first.data)
-                finally:
-                    HASHING.put(place)
-                first.hashed = True
-        if self._write_failed is not None:
-            raise self._write_failed
-        try:
-            self._upload.write([block.data], block.offset)
-        except BaseException as error:
-            self._write_failed = error
-            raise
-        block.written = True
+    def _hash_or_write(self) -> _Block:
+        """In a thread: hash what there is, unless somebody does; then write a block.
 
-    def _let_go(self, result: T, block: _Block, buffer: memoryview) -> T:
-        POOL.give_back(buffer)
+        Each job writes one, though not always the one that it was started for; so none waits for
+        a block that never comes.
+        """
+        mine = False
+        while (to_hash := self._next_to_hash(mine)) is not None:
+            mine = True
+            place = HASHING.get()
+            try:
+                for hasher in self._hashers:
+                    hasher.update(to_hash.data)
+            except Exception as error:
+                self._failed = error
+            finally:
+                HASHING.put(place)
+                self._to_write.put(to_hash)
+        block = self._to_write.get()
+        if self._failed is None:
+            try:
+                self._upload.write([block.data], block.offset)
+                block.written = True
+            except Exception as error:
+                self._failed = error
+        return block
+
+    def _next_to_hash(self, mine: bool) -> _Block | None:
+        """What follows for the one who hashes, whom ``mine`` says the caller to be; None, and
+        nobody hashes, when nothing does. None for others."""
+        with self._changing:
+            if self._hashing and not mine:
+                return None
+            self._hashing = bool(self._to_hash)
+            return self._to_hash.popleft() if self._to_hash else None
+
+    def _let_go(self, result: _Block | Failure) -> None:
+        self._under_way -= 1
+        if isinstance(result, Failure):
+            # There are no threads any more, or this one broke down.
+            self._failed = self._failed or result.value
+        else:
+            POOL.give_back(result.buffer)
         while self._to_count and self._to_count[0].written:
             first = self._to_count.popleft()
             self._written = first.offset + len(first.data)
-        return result
+        waiting, self._fewer = self._fewer, None
+        if waiting is not None:
+            waiting.callback(None)
+
+    async def _until_fewer_than(self, most: int) -> None:
+        """Wait until no more blocks than that are under way; raises what went wrong with one."""
+        while self._under_way >= most:
+            self._fewer = Deferred()
+            await self._fewer
+        if self._failed is not None:
+            raise self._failed
 
     async def _keep_up(self) -> None:
         """Start a sync when one is due, and wait for one that falls too far behind."""
@@ -247,11 +277,10 @@ class BlockWriter:
             else:
                 POOL.give_back(self._buffer)
                 self._buffer = None
-        while self._under_way:
-            try:
-                await self._under_way.popleft()
-            except Exception as error:
-                first = first or error
+        try:
+            await self._until_fewer_than(1)
+        except Exception as error:
+            first = error
         if self._syncing is not None:
             done, self._syncing = self._syncing, None
             try:

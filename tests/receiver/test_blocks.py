@@ -5,7 +5,9 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, cast
 
 import pytest
@@ -25,7 +27,7 @@ from backupd.waiting import go_on
 from tests.receiver.world import ManualOff, logged, now, set_attribute, sync
 
 BLOCK_OF_BYTES = b"x" * BLOCK
-JOB = "_hash_and_write"
+JOB = "_hash_or_write"
 
 
 @implementer(IUpload)
@@ -73,6 +75,10 @@ class MemoryUpload:
         raise NotImplementedError
 
 
+def _always(error: Exception | None, what: str, count: int) -> Exception | None:
+    return error
+
+
 class BlockCase(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
@@ -112,16 +118,31 @@ class BoundedTests(BlockCase):
         now(waiting)
         self.off.release_all()
 
-    def test_side_by_side(self) -> None:
-        """Blocks are written side by side, and hashed in order whichever thread comes first."""
+    def test_one_hashes_and_the_others_write(self) -> None:
+        """One thread hashes all that comes, in order; what is hashed another writes meanwhile."""
         writer = self.writer(self.off)
+        hashed_by: list[int] = []
+        written = threading.Event()
+
+        class Noting:
+            def update(self, data: bytes | memoryview, /) -> None:
+                # The second block is hashed only once somebody has written the first.
+                assert not hashed_by or written.wait(10)
+                hashed_by.append(threading.get_ident())
+                hashlib_sha256.update(data)
+
+        hashlib_sha256, self.upload.failing = self.hasher, lambda what, count: written.set()
+        writer._hashers = [cast(Any, Noting())]
         now(writer.put(b"a" * BLOCK))
         now(writer.put(b"b" * BLOCK))
-        assert self.off.names == [JOB, JOB]
-        self.off.waiting.reverse()
-        self.off.release()
-        assert self.log == [f"write {2 * BLOCK}"]
-        self.off.release()
+        threads = [threading.Thread(target=call.run) for call in self.off.waiting]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(hashed_by) == 2
+        assert len(set(hashed_by)) == 1
+        assert sorted(self.log) == [f"write {BLOCK}", f"write {2 * BLOCK}"]
         assert self.hasher.digest() == hashlib.sha256(b"a" * BLOCK + b"b" * BLOCK).digest()
 
     def test_as_many_digests_as_processors(self) -> None:
@@ -146,28 +167,36 @@ class BoundedTests(BlockCase):
         set_attribute(self, blocks, "SYNC_BYTES", 1)
         writer = self.writer(self.off)
         self.fill(writer, 2)
-        self.off.waiting.reverse()
-        self.off.release()
-        third = go_on(writer.put(BLOCK_OF_BYTES))
-        assert "sync" not in self.off.names
+
+        def meanwhile(what: str, count: int) -> None:
+            if (what, count) == ("write", 1):
+                self.off.release(JOB)
+                self.fill(writer, 1)
+                assert self.log == [f"write {2 * BLOCK}"]
+                assert "sync" not in self.off.names
+
+        self.upload.failing = meanwhile
+        self.off.release(JOB)
+        now(writer.put(BLOCK_OF_BYTES))
+        assert "sync" in self.off.names
         self.off.release_all()
-        now(third)
 
     def test_buffers_go_back(self) -> None:
         """A buffer is free again once its block is hashed and written, or has failed."""
-        for failing in (False, True):
+        for error in (None, StorageFailed("EIO")):
             pool = BlockPool()
             set_attribute(self, blocks, "POOL", pool)
+            self.upload.failing = partial(_always, error)
             writer = self.writer(self.off)
             now(writer.put(b"a" * BLOCK))
             now(writer.put(b"b"))
             settled = go_on(writer.settle())
             assert len(pool) == 0
-            self.off.release(JOB, StorageFailed("EIO") if failing else None)
+            self.off.release(JOB)
             assert len(pool) == 1
             self.off.release_all()
             assert len(pool) == 2
-            if failing:
+            if error is not None:
                 with pytest.raises(StorageFailed):
                     now(settled)
 
@@ -345,10 +374,11 @@ class FailingTests(BlockCase):
 
     def test_settle_waits_for_all(self) -> None:
         """When one block failed, `settle` still waits for the threads that hold the handle."""
+        self.upload.failing = lambda what, count: StorageFailed("EIO")
         writer = self.writer(self.off)
         self.fill(writer, DEPTH - 1)
         settled = go_on(writer.settle())
-        self.off.release(JOB, StorageFailed("EIO"))
+        self.off.release(JOB)
         assert not settled.called
         self.off.release_all()
         with pytest.raises(StorageFailed):

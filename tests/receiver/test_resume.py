@@ -324,8 +324,8 @@ class SuccessorTests(WorldCase):
         off.release()
         self.clock.advance(SILENCE)
         second = world.receive(request_id, world.source(b"abcd", b""), 4)
-        assert off.names == ["_hash_and_write"]
-        off.release("_hash_and_write")
+        assert off.names == ["_hash_or_write"]
+        off.release("_hash_or_write")
         assert off.names == ["sync"]
         off.release()
         assert off.names == ["close"]
