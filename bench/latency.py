@@ -26,7 +26,7 @@ from bench.targets import curl
 __all__ = ["measure", "percentile", "probes"]
 
 UPLOADS = 4
-SECONDS, ROUNDS = 10.0, 3
+SECONDS, ROUNDS = 30.0, 3
 GETS, ASKS = 50, 20
 """Questions a second."""
 

@@ -43,13 +43,24 @@ holds of a connection, a crash costs a sender at most 64 MiB.
 POOL = BlockPool()
 """The buffers of all uploads: reactor thread only."""
 
-HASHING: SimpleQueue[None] = SimpleQueue()
-"""A place for each processor: more digests at once would only push each other out of its cache,
-and the reactor's thread would stand in line behind them. Unlike `threading.Semaphore` it waits
-without a line of Python."""
+WRITERS = 2
+"""Blocks of all uploads that are written at once. They keep a disk busy; what stands in its queue
+beside them only makes everybody wait who needs a sync, the ledger above all."""
 
-for _ in range(os.cpu_count() or 1):
-    HASHING.put(None)
+
+def _places(count: int) -> SimpleQueue[None]:
+    """To be taken and put back. Unlike `threading.Semaphore` it waits without a line of Python."""
+    places: SimpleQueue[None] = SimpleQueue()
+    for _ in range(count):
+        places.put(None)
+    return places
+
+
+HASHING = _places(os.cpu_count() or 1)
+"""A place for each processor: more digests at once would only push each other out of its cache,
+and the reactor's thread would stand in line behind them."""
+
+WRITING = _places(WRITERS)
 
 
 class Hasher(Protocol):
@@ -205,11 +216,14 @@ class BlockWriter:
                 self._to_write.put(to_hash)
         block = self._to_write.get()
         if self._failed is None:
+            place = WRITING.get()
             try:
                 self._upload.write([block.data], block.offset)
                 block.written = True
             except Exception as error:
                 self._failed = error
+            finally:
+                WRITING.put(place)
         return block
 
     def _next_to_hash(self, mine: bool) -> _Block | None:

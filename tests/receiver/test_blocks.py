@@ -21,7 +21,7 @@ from zope.interface import implementer
 from backupd.errors import LedgerFailed, StorageFailed
 from backupd.interfaces import IUpload, OffThread
 from backupd.receiver import blocks
-from backupd.receiver.blocks import DEPTH, SYNC_BYTES, SYNC_SECONDS, BlockWriter
+from backupd.receiver.blocks import DEPTH, SYNC_BYTES, SYNC_SECONDS, WRITERS, BlockWriter
 from backupd.receiver.pool import ALIGN, BLOCK, KEPT, RESTING, BlockPool
 from backupd.waiting import go_on
 from tests.receiver.world import ManualOff, logged, now, set_attribute, sync
@@ -146,12 +146,13 @@ class BoundedTests(BlockCase):
         assert self.hasher.digest() == hashlib.sha256(b"a" * BLOCK + b"b" * BLOCK).digest()
 
     def test_as_many_digests_as_processors(self) -> None:
-        """However many uploads there are, no more of them are hashed at once; writes need none."""
-        assert blocks.HASHING.qsize() == os.cpu_count()
-        free: list[bool] = []
+        """However many uploads there are, no more of them are hashed at once, and no more than
+        `WRITERS` blocks written."""
+        taken: list[tuple[int, int]] = []
 
         def note() -> None:
-            free.append(blocks.HASHING.qsize() == os.cpu_count())
+            free = blocks.HASHING.qsize(), blocks.WRITING.qsize()
+            taken.append(((os.cpu_count() or 1) - free[0], WRITERS - free[1]))
 
         class Noting:
             def update(self, data: bytes | memoryview, /) -> None:
@@ -160,10 +161,12 @@ class BoundedTests(BlockCase):
         self.hasher = cast(Any, Noting())
         self.upload.failing = lambda what, count: note()
         now(self.writer(sync).put(BLOCK_OF_BYTES))
-        assert free == [False, True]
+        note()
+        assert taken == [(1, 0), (0, 1), (0, 0)]
 
     def test_only_a_whole_beginning_counts(self) -> None:
         """A block that is written before the one in front of it does not count yet."""
+        set_attribute(self, blocks, "WRITING", blocks._places(2))
         set_attribute(self, blocks, "SYNC_BYTES", 1)
         writer = self.writer(self.off)
         self.fill(writer, 2)
