@@ -91,7 +91,7 @@ def measure(bench: Bench) -> Iterator[Row]:
 
         asker = stack.enter_context(Asker())
         ours = run(servers.backupd(folder / "backupd"))
-        nginx, tuned = servers.nginx(folder / "nginx", peers)
+        nginx, tuned, _ = servers.nginx(folder / "nginx", peers)
         run(nginx)
         targets: list[Target] = [
             Backupd(ours, asker, digests=[digest]),

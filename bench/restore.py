@@ -9,6 +9,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,13 +20,15 @@ from bench.asking import Asker, complete
 from bench.blocking import longest
 from bench.machine import GIB, MIB, flush, make_file, read
 from bench.report import Bench, Row, beside, spread, within
-from bench.server import Server
+from bench.server import Server, Usage
 from bench.targets import Entrant, Run, curl, rounds
 
 __all__ = ["measure"]
 
 RANGE = 64 * MIB
 STATES = ("warm", "cold")
+PAST, DISK = "nginx, directio", "dd iflag=direct"
+"""What else leaves nothing in the page cache; the second sends nothing."""
 
 
 def measure(bench: Bench) -> Iterator[Row]:
@@ -44,12 +47,13 @@ def measure(bench: Bench) -> Iterator[Row]:
             path, kept = _keep(ours, source)
             _check(f"http://localhost:{ours.port}{path}", digest)
             source.unlink()
-            nginx, _ = servers.nginx(bench.folder / "nginx", bench.peers)
+            nginx, _, direct = servers.nginx(bench.folder / "nginx", bench.peers)
             run(nginx)
             os.link(kept, nginx.folder / "files" / "kept")  # the same bytes, and the same pages
             links = {
                 "backupd": (ours, f"http://localhost:{ours.port}{path}"),
                 "nginx": (nginx, f"http://localhost:{nginx.port}/kept"),
+                PAST: (nginx, f"http://localhost:{direct}/kept"),
             }
             for span, what in (("", size), (_middle(bench.size), f"{RANGE / MIB:.0f} MiB of it")):
                 left: dict[str, list[float]] = {name: [] for name in links}
@@ -57,7 +61,9 @@ def measure(bench: Bench) -> Iterator[Row]:
                     _entrant(f"{name} {state}", server, link, span, kept, state, left[name])
                     for state in STATES
                     for name, (server, link) in links.items()
+                    if state == "cold" or name != PAST
                 ]
+                entrants.append(_disk(kept, span))
                 runs = rounds(f"restore of {what}", entrants, bench.runs, bench.say)
                 yield from _rows(f"restore of {what}", runs, left, cpu=not span)
         finally:
@@ -91,6 +97,9 @@ def _rows(
         ours, nginx = runs[f"backupd {state}"], runs[f"nginx {state}"]
         speeds = [run.speed for run in ours], [run.speed for run in nginx]
         yield beside(f"{title}, {state}: MiB/s", speeds[0], "nginx", speeds[1], at_least=0.8)
+        for name in (f"{PAST} cold", DISK) if state == "cold" else ():
+            others = [run.speed for run in runs[name]]
+            yield beside(f"{title}, {state}: MiB/s", speeds[0], name.removesuffix(" cold"), others)
         if cpu:
             costs = [run.cpu for run in ours], [run.cpu for run in nginx]
             what = f"{title}, {state}: server CPU-seconds per GiB"
@@ -98,7 +107,7 @@ def _rows(
     yield Row(
         what=f"{title}, cold: MiB left in the page cache",
         ours=spread(left["backupd"]),
-        beside=f"nginx\n{spread(left['nginx'])}",
+        beside="\n".join(f"{name}\n{spread(left[name])}" for name in ("nginx", PAST)),
         expected="0",
         held=not any(left["backupd"]),
         raw=left,
@@ -157,6 +166,21 @@ def _entrant(
 
     prepare = {"cold": lambda: _cold(kept), "warm": lambda: read(kept)}[state]
     return Entrant(name, [], go, ready or prepare)
+
+
+def _disk(kept: Path, span: str) -> Entrant:
+    """What the disk gives to whoever reads past the page cache, and does nothing else."""
+    size = kept.stat().st_size
+    start, length = (int(span.partition("-")[0]), RANGE) if span else (0, size)
+    command = ["dd", f"if={kept}", "of=/dev/null", "bs=2M", "iflag=direct,skip_bytes,count_bytes"]
+    command += [f"skip={start}", f"count={length}"]
+
+    def go() -> Run:
+        begun = time.perf_counter()
+        subprocess.run(command, check=True, capture_output=True)
+        return Run(length, time.perf_counter() - begun, Usage())
+
+    return Entrant(DISK, [], go, lambda: _cold(kept))
 
 
 def _cached(file: Path) -> int:

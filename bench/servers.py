@@ -15,7 +15,8 @@ __all__ = ["backupd", "bare", "express", "nginx", "rsync", "stock_klein", "tus"]
 
 _TWISTD = Path(sys.executable).with_name("twistd")
 
-# As Debian's nginx.conf has it, with what a PUT of any size needs. The second server is tuned.
+# As Debian's nginx.conf has it, with what a PUT of any size needs. The second server is tuned for
+# uploads, the third reads past the page cache.
 _NGINX = """
 daemon off;
 {user}
@@ -40,6 +41,12 @@ http {{
         listen 127.0.0.1:{tuned};
         client_body_buffer_size 1m;
         location / {{ dav_methods PUT; }}
+    }}
+    server {{
+        listen 127.0.0.1:{direct};
+        directio 1m;
+        aio threads;
+        output_buffers 2 2m;
     }}
 }}
 """
@@ -88,16 +95,19 @@ def bare(folder: Path) -> Server:
     return server
 
 
-def nginx(folder: Path, peers: Peers) -> tuple[Server, int]:
-    """nginx with WebDAV's PUT into ``folder/files``: as it comes, and the port of the tuned one."""
+def nginx(folder: Path, peers: Peers) -> tuple[Server, int, int]:
+    """nginx with WebDAV's PUT into ``folder/files``: as it comes, the port of the tuned one, and
+    that of the one with ``directio``."""
     _files(folder)
-    port, tuned = free_port(), free_port()
+    port, tuned, direct = free_port(), free_port(), free_port()
     user = f"user {getpass.getuser()};" if os.geteuid() == 0 else ""
-    (folder / "nginx.conf").write_text(_NGINX.format(port=port, tuned=tuned, user=user))
+    (folder / "nginx.conf").write_text(
+        _NGINX.format(port=port, tuned=tuned, direct=direct, user=user)
+    )
     command = [peers.program("nginx"), "-p", str(folder), "-c", "nginx.conf", "-e", "log"]
     server = Server(command, folder, port, peers.environment)
     server.wait_until("/", 403)
-    return server, tuned
+    return server, tuned, direct
 
 
 def tus(folder: Path, peers: Peers) -> Server:
