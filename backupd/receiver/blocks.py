@@ -30,7 +30,12 @@ from backupd.waiting import go_on
 __all__ = ["BLOCK", "BlockWriter", "Hasher"]
 
 DEPTH = 3
-"""Blocks under way at once."""
+"""Blocks of one upload under way at once."""
+
+ENOUGH = 8
+"""Blocks of all uploads, being filled or under way, from which on each upload has one under way:
+together they keep processors and disk busy, and memory that is touched for the first time is
+dear."""
 
 SYNC_BYTES = 32 * 1024 * 1024
 SYNC_SECONDS = 3.0
@@ -182,7 +187,7 @@ class BlockWriter:
         slow = self._clock.seconds() - self._flushed_at >= SYNC_SECONDS
         if self._buffer is not None and self._end > self._begin and (not self._room or slow):
             self._start(self._buffer)
-            await self._until_fewer_than(DEPTH)
+            await self._until_fewer_than(1 if POOL.lent >= ENOUGH else DEPTH)
             await self._keep_up()
 
     def _start(self, buffer: memoryview) -> None:

@@ -21,7 +21,7 @@ from zope.interface import implementer
 from backupd.errors import LedgerFailed, StorageFailed
 from backupd.interfaces import IUpload, OffThread
 from backupd.receiver import blocks
-from backupd.receiver.blocks import DEPTH, SYNC_BYTES, SYNC_SECONDS, WRITERS, BlockWriter
+from backupd.receiver.blocks import DEPTH, ENOUGH, SYNC_BYTES, SYNC_SECONDS, WRITERS, BlockWriter
 from backupd.receiver.pool import ALIGN, BLOCK, KEPT, RESTING, BlockPool
 from backupd.waiting import go_on
 from tests.receiver.world import ManualOff, logged, now, set_attribute, sync
@@ -117,6 +117,20 @@ class BoundedTests(BlockCase):
         self.off.release()
         now(waiting)
         self.off.release_all()
+
+    def test_many_uploads_have_one_block_each(self) -> None:
+        """With `ENOUGH` blocks of all uploads in use, `put` waits for the one of its own."""
+        pool = BlockPool()
+        set_attribute(self, blocks, "POOL", pool)
+        others = [pool.take() for _ in range(ENOUGH - 2)]
+        writer = self.writer(self.off)
+        self.fill(writer, 1)
+        others.append(pool.take())
+        waiting = go_on(writer.put(BLOCK_OF_BYTES))
+        self.off.release()
+        assert not waiting.called
+        self.off.release()
+        now(waiting)
 
     def test_one_hashes_and_the_others_write(self) -> None:
         """One thread hashes all that comes, in order; what is hashed another writes meanwhile."""
