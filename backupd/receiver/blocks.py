@@ -27,15 +27,14 @@ from backupd.receiver.pool import ALIGN, BLOCK, BlockPool
 from backupd.sizes import format_size
 from backupd.waiting import go_on
 
-__all__ = ["BLOCK", "BlockWriter", "Hasher"]
+__all__ = ["BLOCK", "BlockWriter", "Hasher", "Load"]
 
 DEPTH = 3
 """Blocks of one upload under way at once."""
 
-ENOUGH = 8
-"""Blocks of all uploads, being filled or under way, from which on each upload has one under way:
-together they keep processors and disk busy, and memory that is touched for the first time is
-dear."""
+ENOUGH = 4
+"""Blocks of all uploads under way from which on no upload has more than one: they keep processors
+and disk busy, and memory that is touched for the first time is dear."""
 
 SYNC_BYTES = 32 * 1024 * 1024
 SYNC_SECONDS = 3.0
@@ -76,6 +75,13 @@ class Hasher(Protocol):
     def digest(self) -> bytes: ...
 
 
+@dataclass(slots=True)
+class Load:
+    """What all uploads of a daemon have under way."""
+
+    blocks: int = 0
+
+
 @dataclass(slots=True, eq=False)
 class _Block:
     """Bytes on their way to ``offset``, in a buffer that is lent to them."""
@@ -102,12 +108,14 @@ class BlockWriter:
         off: OffThread,
         clock: IReactorTime,
         checkpoint: Callable[[int], Deferred[Any]],
+        load: Load,
     ) -> None:
         self._upload = upload
         self._hashers = hashers
         self._off = off
         self._clock = clock
         self._checkpoint = checkpoint
+        self._load = load
         self.offset = offset
         self.durable = offset
         self._source: StraightSource | None = None
@@ -187,7 +195,9 @@ class BlockWriter:
         slow = self._clock.seconds() - self._flushed_at >= SYNC_SECONDS
         if self._buffer is not None and self._end > self._begin and (not self._room or slow):
             self._start(self._buffer)
-            await self._until_fewer_than(1 if POOL.lent >= ENOUGH else DEPTH)
+            while self._under_way >= (1 if self._load.blocks >= ENOUGH else DEPTH):
+                await self._one_less()
+            self._check_well()
             await self._keep_up()
 
     def _start(self, buffer: memoryview) -> None:
@@ -199,6 +209,7 @@ class BlockWriter:
         with self._changing:
             self._to_hash.append(block)
         self._under_way += 1
+        self._load.blocks += 1
         self._off(self._hash_or_write).addBoth(self._let_go)
 
     def _hash_or_write(self) -> _Block:
@@ -242,6 +253,7 @@ class BlockWriter:
 
     def _let_go(self, result: _Block | Failure) -> None:
         self._under_way -= 1
+        self._load.blocks -= 1
         if isinstance(result, Failure):
             # There are no threads any more, or this one broke down.
             self._failed = self._failed or result.value
@@ -254,11 +266,13 @@ class BlockWriter:
         if waiting is not None:
             waiting.callback(None)
 
-    async def _until_fewer_than(self, most: int) -> None:
-        """Wait until no more blocks than that are under way; raises what went wrong with one."""
-        while self._under_way >= most:
-            self._fewer = Deferred()
-            await self._fewer
+    def _one_less(self) -> Deferred[None]:
+        """Fires once one of the blocks is not under way any more."""
+        self._fewer = Deferred()
+        return self._fewer
+
+    def _check_well(self) -> None:
+        """Raises what went wrong with a block."""
         if self._failed is not None:
             raise self._failed
 
@@ -296,8 +310,10 @@ class BlockWriter:
             else:
                 POOL.give_back(self._buffer)
                 self._buffer = None
+        while self._under_way:
+            await self._one_less()
         try:
-            await self._until_fewer_than(1)
+            self._check_well()
         except Exception as error:
             first = error
         if self._syncing is not None:

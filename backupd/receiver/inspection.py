@@ -407,7 +407,8 @@ class Inspection:
             finding = Finding(_incoming(upload_id), why, "its sender begins again")
             busy = [one for one in going(known, [upload_id]) if one in self._intake.transfers]
             if report.repair and not busy:
-                left = await begin_again(self._ledger, gone[0], self._clock.seconds())
+                now, transfers = self._clock.seconds(), self._intake.transfers
+                left = await begin_again(self._ledger, gone[0], now, transfers)
                 await self._intake.discard(left)
                 finding = replace(finding, repaired=True)
         self._tell(report, finding)

@@ -24,6 +24,7 @@ from backupd.errors import (
     UploadHeld,
 )
 from backupd.interfaces import ILedger, IStorage, IUpload, OffThread, Source, Upload
+from backupd.receiver.blocks import Load
 from backupd.receiver.digests import Check, Digests, digest_of
 from backupd.receiver.gone import begin_again, without
 from backupd.receiver.joining import Joining
@@ -87,6 +88,7 @@ class Intake:
         self.locks = KeyedLocks()
         self.transfers = Transfers(clock)
         self._digests = Digests()
+        self._load = Load()
         self.released = 0
         self._left: dict[str, None] = {}
 
@@ -259,6 +261,7 @@ class Intake:
                         handle=handle,
                         limit=room,
                         fresh=offset is None,
+                        load=self._load,
                     ),
                     upload.upload_id,
                 )
@@ -282,7 +285,8 @@ class Intake:
 
         Whoever has begun to send or to join it once more finds the same, before a byte is recorded.
         """
-        await self.discard(await begin_again(self._ledger, upload, self._clock.seconds()))
+        now = self._clock.seconds()
+        await self.discard(await begin_again(self._ledger, upload, now, self.transfers))
 
     async def _named(
         self, request_id: str, upload_id: str | None, offset: int | None

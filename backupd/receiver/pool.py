@@ -49,21 +49,21 @@ class BlockPool:
     def __init__(self, kept: int = KEPT) -> None:
         self._kept = kept
         self._free: list[memoryview] = []
-        self.lent = 0  # how many are in use
+        self._lent = 0
 
     def take(self) -> memoryview:
         """A buffer; what is in it is left from its last use."""
-        self.lent += 1
+        self._lent += 1
         if self._free:
             return self._free.pop()
         return _buffer()
 
     def give_back(self, buffer: memoryview) -> None:
         """For the next one who takes; nobody may use it any more."""
-        self.lent -= 1
+        self._lent -= 1
         if len(self._free) < self._kept:
             self._free.append(buffer)
-        if not self.lent:
+        if not self._lent:
             del self._free[RESTING:]
 
     def __len__(self) -> int:

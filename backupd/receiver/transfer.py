@@ -12,7 +12,7 @@ from twisted.logger import Logger
 
 from backupd.errors import BackupdError, Invalid, TooLarge, UploadCut
 from backupd.interfaces import ILedger, IUpload, OffThread, Source, Upload
-from backupd.receiver.blocks import BlockWriter, Hasher
+from backupd.receiver.blocks import BlockWriter, Hasher, Load
 from backupd.receiver.digests import Check, Digests, Discard, Judge, Known, digest_of
 from backupd.requests import Ask, BackupRequest, progressed
 from backupd.settings import Settings
@@ -53,6 +53,7 @@ class Transfer:
         handle: IUpload,
         limit: int,
         fresh: bool,
+        load: Load,
     ) -> None:
         self._ledger = ledger
         self._discard = discard
@@ -67,6 +68,7 @@ class Transfer:
         self._handle = handle
         self._limit = limit
         self._fresh = fresh
+        self._load = load
         self._writer: BlockWriter | None = None
         self.ending = False
         self._aborted = False
@@ -112,6 +114,7 @@ class Transfer:
                 off=self._off,
                 clock=self._clock,
                 checkpoint=self._checkpoint if check is None else _not_yet,
+                load=self._load,
             )
             await self._take(writer)
             size = await writer.sync()

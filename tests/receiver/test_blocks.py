@@ -21,7 +21,15 @@ from zope.interface import implementer
 from backupd.errors import LedgerFailed, StorageFailed
 from backupd.interfaces import IUpload, OffThread
 from backupd.receiver import blocks
-from backupd.receiver.blocks import DEPTH, ENOUGH, SYNC_BYTES, SYNC_SECONDS, WRITERS, BlockWriter
+from backupd.receiver.blocks import (
+    DEPTH,
+    ENOUGH,
+    SYNC_BYTES,
+    SYNC_SECONDS,
+    WRITERS,
+    BlockWriter,
+    Load,
+)
 from backupd.receiver.pool import ALIGN, BLOCK, KEPT, RESTING, BlockPool
 from backupd.waiting import go_on
 from tests.receiver.world import ManualOff, logged, now, set_attribute, sync
@@ -86,6 +94,7 @@ class BlockCase(SynchronousTestCase):
         self.upload = MemoryUpload(self.log)
         self.hasher = hashlib.sha256()
         self.off = ManualOff()
+        self.load = Load()
         self.ledger_answer: Deferred[Any] = succeed(None)
         self.checkpoints: list[int] = []
 
@@ -96,7 +105,13 @@ class BlockCase(SynchronousTestCase):
             return self.ledger_answer
 
         return BlockWriter(
-            self.upload, [self.hasher], offset, off=off, clock=self.clock, checkpoint=checkpoint
+            self.upload,
+            [self.hasher],
+            offset,
+            off=off,
+            clock=self.clock,
+            checkpoint=checkpoint,
+            load=self.load,
         )
 
     def fill(self, writer: BlockWriter, count: int) -> None:
@@ -119,18 +134,23 @@ class BoundedTests(BlockCase):
         self.off.release_all()
 
     def test_many_uploads_have_one_block_each(self) -> None:
-        """With `ENOUGH` blocks of all uploads in use, `put` waits for the one of its own."""
-        pool = BlockPool()
-        set_attribute(self, blocks, "POOL", pool)
-        others = [pool.take() for _ in range(ENOUGH - 2)]
+        """With `ENOUGH` blocks of all uploads under way, `put` waits for those of its own; what
+        only waits for its bytes is none of them."""
+        others = self.writer(sync)
+        now(others.put(b"waits for more"))
+        self.load.blocks = ENOUGH - 2
         writer = self.writer(self.off)
         self.fill(writer, 1)
-        others.append(pool.take())
+        waiting = go_on(writer.put(BLOCK_OF_BYTES))
+        self.off.release()
+        assert waiting.called
+        self.load.blocks = ENOUGH
         waiting = go_on(writer.put(BLOCK_OF_BYTES))
         self.off.release()
         assert not waiting.called
         self.off.release()
         now(waiting)
+        assert self.load.blocks == ENOUGH - 1
 
     def test_one_hashes_and_the_others_write(self) -> None:
         """One thread hashes all that comes, in order; what is hashed another writes meanwhile."""

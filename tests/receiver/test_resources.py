@@ -24,7 +24,7 @@ from backupd.receiver.digests import Check
 from backupd.receiver.intake import PATIENCE
 from backupd.receiver.resources import Described
 from backupd.receiver.transfer import Outcome
-from backupd.requests import NEVER, Pending
+from backupd.requests import NEVER, Live, Pending
 from tests.receiver.world import KIB, World, WorldCase, now, set_attribute, sha256
 
 DATA = os.urandom(1000)
@@ -355,26 +355,45 @@ class DirectTests(WorldCase):
         other, _ = self.begin(world, 7)
         assert world.state(other) == "PENDING"
 
-    def test_joined_from_parts(self) -> None:
-        """What joins parts takes over what was reserved for them, and nothing more."""
+    def join(self) -> tuple[list[str], list[Upload], Live]:
+        """A whole that joins two parts: what asked for these, they, and what asks for it."""
         request_ids, parts = [], []
         for data in (DATA[:400], DATA[400:]):
             request_id, part = self.begin(self.world, None, len(data))
             self.world.send(request_id, data, upload_id=part.upload_id, offset=0)
             request_ids.append(request_id)
             parts.append(now(self.world.resources.find(request_id, part.upload_id)))
-        before = now(self.world.ledger.totals())
+        self.before = now(self.world.ledger.totals())
         ask = self.world.admission.direct_ask(peer="local", video=9, size=len(DATA))
         request, final = now(
             self.world.resources.join_direct(ask, parts, Described(length=None, concat="final;"))
         )
+        assert final.request_id == request.ask.request_id
+        return request_ids, parts, request
+
+    def test_joined_from_parts(self) -> None:
+        """What joins parts takes over what was reserved for them, and nothing more."""
+        request_ids, _, request = self.join()
         after = now(self.world.ledger.totals())
-        assert (after.promised, after.live) == (before.promised, before.live - 1)
+        assert (after.promised, after.live) == (self.before.promised, self.before.live - 1)
         assert [self.world.state(one) for one in request_ids] == ["CANCELLED"] * 2
         self.world.tick()
         outcome = now(self.world.resources.join_with(request.ask.request_id))
         assert outcome.sha256 == sha256(DATA)
-        assert final.request_id == request.ask.request_id
+        self.world.check_accounts()
+
+    def test_a_part_of_it_is_gone(self) -> None:
+        """When one of the parts was taken away nothing stays, and all can be sent anew."""
+        for taken in (0, 1):
+            _, parts, request = self.join()
+            self.world.storage.discard(parts[taken].upload_id)
+            self.world.tick()
+            self.raises(NoSuchUpload, self.world.resources.join_with(request.ask.request_id))
+            assert (self.world.uploads(), self.world.on_disk()) == ([], {})
+            self.world.check_accounts()
+        _, _, request = self.join()
+        self.world.tick()
+        assert now(self.world.resources.join_with(request.ask.request_id)).sha256 == sha256(DATA)
         self.world.check_accounts()
 
     def test_its_end_stores_it(self) -> None:
