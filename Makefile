@@ -60,11 +60,11 @@ simulate: venv
 mutations: venv
 	@$(BIN)/python -m tests.simulation.mutate
 
-# Another seed each time, and printed; SEED=n is that one again, ONLY="kills long" some sections.
 # Which of the protections would nobody miss?
 protections: venv
 	@$(BIN)/python -m tests.protections
 
+# Another seed each time, and printed; SEED=n is that one again, ONLY="kills long" some sections.
 torture: venv
 ifndef ONLY
 	@$(BIN)/python -m tests.simulation --seeds 100000

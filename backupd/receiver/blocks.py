@@ -243,8 +243,10 @@ class BlockWriter:
         return block
 
     def _next_to_hash(self, mine: bool) -> _Block | None:
-        """What follows for the one who hashes, whom ``mine`` says the caller to be; None, and
-        nobody hashes, when nothing does. None for others."""
+        """What to hash next, for the one who does; ``mine`` says that the caller is that one.
+
+        None for everybody else, and when there is nothing: then nobody is that one any more.
+        """
         with self._changing:
             if self._hashing and not mine:
                 return None

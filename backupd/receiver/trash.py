@@ -42,8 +42,8 @@ AGAIN = 3600.0
 MAX_FAILED = 10_000
 
 SEE_EVERY = 60.0
-"""Seconds between two notes of what time it is. By so much more at most, waits are too long that
-a start sets back.
+"""Seconds between two notes of what time it is. Waits that a start sets back stay too long by
+what has passed since the last note, and by `service.LITTLE` when nothing is set back.
 """
 
 ODD = 86400.0

@@ -83,6 +83,25 @@ class MemoryUpload:
         raise NotImplementedError
 
 
+class Silent:
+    """A straight source of which nothing comes."""
+
+    def read(self) -> Deferred[bytes]:
+        raise NotImplementedError
+
+    def read_into(self, buffer: memoryview) -> Deferred[int]:
+        return Deferred()
+
+    def filling(self) -> int:
+        return 0
+
+    def abort(self) -> None:
+        raise NotImplementedError
+
+    def silent_for(self) -> float:
+        raise NotImplementedError
+
+
 def _always(error: Exception | None, what: str, count: int) -> Exception | None:
     return error
 
@@ -136,8 +155,9 @@ class BoundedTests(BlockCase):
     def test_many_uploads_have_one_block_each(self) -> None:
         """With `ENOUGH` blocks of all uploads under way, `put` waits for those of its own; what
         only waits for its bytes is none of them."""
-        others = self.writer(sync)
-        now(others.put(b"waits for more"))
+        now(self.writer(sync).put(b"waits for more"))
+        assert not go_on(self.writer(sync).take(Silent(), BLOCK)).called
+        assert self.load.blocks == 0
         self.load.blocks = ENOUGH - 2
         writer = self.writer(self.off)
         self.fill(writer, 1)
@@ -163,17 +183,18 @@ class BoundedTests(BlockCase):
                 # The second block is hashed only once somebody has written the first.
                 assert not hashed_by or written.wait(10)
                 hashed_by.append(threading.get_ident())
-                hashlib_sha256.update(data)
+                digest.update(data)
 
-        hashlib_sha256, self.upload.failing = self.hasher, lambda what, count: written.set()
+        digest, self.upload.failing = self.hasher, lambda what, count: written.set()
         writer._hashers = [cast(Any, Noting())]
         now(writer.put(b"a" * BLOCK))
         now(writer.put(b"b" * BLOCK))
-        threads = [threading.Thread(target=call.run) for call in self.off.waiting]
+        threads = [threading.Thread(target=call.run, daemon=True) for call in self.off.waiting]
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join()
+            thread.join(10)
+            assert not thread.is_alive(), "it waits for a block that never comes"
         assert len(hashed_by) == 2
         assert len(set(hashed_by)) == 1
         assert sorted(self.log) == [f"write {BLOCK}", f"write {2 * BLOCK}"]

@@ -189,6 +189,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--stop", action="store_true", help="stop at the first that fails")
     options = parser.parse_args(arguments)
+    if options.seeds < 1 or options.jobs < 1:
+        parser.error("--seeds and --jobs are 1 at least")
     ready()
     with _scratch() as scratch:
         if options.seed is not None:

@@ -65,6 +65,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--kills", type=int, default=1000, help="how many, 1000")
     parser.add_argument("--minutes", type=float, default=60.0, help="of the long run, 60")
     options = parser.parse_args(arguments)
+    if options.kills < 1 or options.minutes <= 0:
+        parser.error("--kills is 1 at least, and --minutes more than 0")
     seed = secrets.randbelow(2**31) if options.seed is None else options.seed
     print(f"seed {seed}", flush=True)
     failed = []

@@ -10,7 +10,7 @@ from typing import Any
 from tests.integration.daemons import Answer, call, free_port
 from tests.integration.plain import COMPLETE, PlainReceiver, PlainSender, octets
 from tests.integration.tus import OFFSET, VERSION, metadata
-from tests.torture.clients import Again, Client, Direct, Over
+from tests.torture.clients import CUT, Again, Client, Direct, Over
 from tests.torture.scene import Scene
 from tests.torture.videos import MIB, Video
 
@@ -40,6 +40,11 @@ class Small(Direct):
     """Bytes with the creation, in one request: nothing is quicker, so nothing shows more of what
     is lost with each."""
 
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._lost: set[tuple[int | None, int]] = set()
+        """The receiver's process, and how many connections were cut before, at answers lost."""
+
     def called(self, video: Video) -> str:
         return f"small-{video.number}"
 
@@ -48,7 +53,7 @@ class Small(Direct):
         described["Upload-Metadata"] = metadata(videoId=self.called(video))
         url = f"{self.scene.wire.url}/api/v1/uploads"
         data = video.piece(0, video.size)
-        self._answers_lost = 0
+        self._lost.clear()
         answer = self.keep_on(lambda: self._all_at_once(url, data, VERSION | OFFSET | described))
         if answer.status != 201:
             raise Over
@@ -56,9 +61,12 @@ class Small(Direct):
         return found["backupId"], found["sha256"]
 
     def _all_at_once(self, url: str, data: bytes, headers: dict[str, str]) -> Answer:
-        self._answers_lost += 1
-        answer = call("POST", url, data, headers)
-        self._answers_lost -= 1
+        process, cuts = self.scene.receiver.process, self.scene.wire.cuts
+        try:
+            answer = call("POST", url, data, headers)
+        except CUT:
+            self._lost.add((None if process is None else process.pid, cuts))
+            raise
         if answer.status in (409, 429, 503):
             raise Again(answer)
         return answer
@@ -67,11 +75,12 @@ class Small(Direct):
         """One of its copies, and the only one from now on.
 
         Whoever lost the answer to a creation with all its bytes cannot know whether it is stored,
-        and sends it again: a copy for each such answer, never one more.
+        and sends it again: a copy for each end of a process or a connection that took an answer
+        with it, never one more.
         """
         first, *others = self.copies(video) or [None]
         assert first is not None, "a direct upload that was acknowledged is not there"
-        assert len(others) <= self._answers_lost, f"{len(others)} copies too many"
+        assert len(others) <= len(self._lost), f"{len(others)} more copies, lost: {self._lost}"
         for one in others:
             self._deleted(f"/api/v1/backups/{one['backupId']}?now=true")
         return first
