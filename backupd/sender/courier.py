@@ -38,6 +38,9 @@ LONGEST = 3600.0
 MAX_WRONG = 5
 """How often the bytes may arrive wrong before an entry has failed."""
 
+_UNKNOWN: dict[str, Any] = {"request_id": None, "status_url": None}
+"""Of an entry whose request is over: the answer that names the next one may be lost."""
+
 LOST = frozenset({"EXPIRED", "CANCELLED", "FAILED", "STORED"})
 TURN = frozenset({"OFFERED", "RECEIVING", "RECEIVED"})
 
@@ -148,6 +151,7 @@ class Courier:
                     due_at=now + wait,
                     attempts=entry.attempts + 1,
                     last_error=why,
+                    **_UNKNOWN,
                 ),
             )
         status_url = _status_url(answer, entry.to)
@@ -304,6 +308,8 @@ class Courier:
         between two servers that misunderstand each other becomes a whirl."""
         self._setbacks[entry.entry_id] += 1
         now = self._clock.seconds()
+        if state == "ASKING":
+            changes |= _UNKNOWN
         wait = self._pause(self._setbacks[entry.entry_id], ASK_CAP, None)
         if retry_after is not None:
             wait = max(wait, self._pause(1, ASK_CAP, retry_after))

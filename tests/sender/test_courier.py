@@ -192,6 +192,19 @@ def test_a_request_that_the_receiver_forgot_or_ended_is_made_again(
     assert case.receiver.times("ask") == 2
 
 
+def test_a_request_that_is_over_is_not_told_for_the_one_that_follows_it(case: Case) -> None:
+    """The answer that named the new one was lost, and its notice came all the same."""
+    entry = case.waiting()
+    case.receiver.now("status", refused(404))
+    case.receiver.now("ask", AWAY)
+    case.until(entry, "ASKING")
+    case.after(60)
+    case.notice(entry)
+    case.turn()
+    done = case.entry(entry)
+    assert (done.state, done.request_id, done.status_url) == ("VERIFIED", None, None)
+
+
 def test_a_receiver_that_forgets_at_once_is_not_asked_ever_faster(case: Case) -> None:
     """Two servers that misunderstand each other make no whirl of messages."""
     case.waiting()

@@ -39,6 +39,7 @@ class Direct:
         self._rng = random.Random(f"{history.plan.seed}:direct:{what['number']}")
         self._content = self._rng.randbytes(what["size"])
         self._least: dict[str, int] = {}
+        self._lengths: dict[str, int] = {}
         self._over: dict[str, None] = {}
         self._peer = stranger.peer if stranger.tokens else "local"
 
@@ -156,7 +157,7 @@ class Direct:
                     self._refused(reply, step)
             case "too long":
                 stands = await self._look(url, content)
-                if stands is not None:
+                if stands is not None and self._lengths.get(url) == len(content):
                     headers = {"Upload-Offset": str(stands)}
                     data = content[stands:] + b"more"
                     self._refused(await self._request("PATCH", url, headers, data), step)
@@ -176,6 +177,7 @@ class Direct:
             self._over[url] = None
             return None
         self._told(url, reply, len(content))
+        self._lengths[url] = int(reply.headers.get("Upload-Length", 0))
         offset = reply.headers.get("Upload-Offset")
         return None if offset is None else int(offset)
 

@@ -165,6 +165,9 @@ def draw(seed: int, *, sqlite_share: float = 0.04) -> Plan:
         plan.patience = 8 * 3600.0
     if plan.cramped:
         plan.patience = 2 * 3600.0
+    if any(one.kind == "jump" and one.what["seconds"] > WEEK for one in plan.actions):
+        # Who starts by such a clock gives up what it has sent; the receiver waits its time.
+        plan.patience += max(one["upload_expiry"] for one in plan.machines.values())
     return plan
 
 
@@ -302,6 +305,7 @@ KINDS = (
     "jump",
 )
 
+WEEK = 7 * 86400.0
 JUMPS = (60.0, 3600.0, 5 * 3600.0, 30 * 3600.0, 400 * 86400.0)
 HABITS = (None, None, None, "wrong digest", "wrong size")
 
