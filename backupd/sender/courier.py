@@ -125,6 +125,7 @@ class Courier:
                 modified_ns=modified_ns,
                 sha256=None,
                 uploads=None,
+                upload_link=None,  # it is for the other size, until it is named again
             )
             entry = await self._ledger.change_entry(entry.entry_id, change)
             if entry.state not in ASKED:

@@ -19,7 +19,7 @@ from backupd.peer.open_file import FileGone
 from backupd.peer.origins import check_link, origin_of, same_origin
 from backupd.requests import VideoId, same_video
 from backupd.sender.catalogue import examine
-from backupd.sender.steps import ASKED, STORED, moved, sent_again
+from backupd.sender.steps import ASKED, STORED, noticed, sent_again
 
 __all__ = ["anybody", "take_notice"]
 
@@ -76,7 +76,7 @@ async def take_notice(
         await _same_file(entry, off, fs)
         step = sent_again(entry, now=now, deadline=now + again_for, **links)
     else:
-        step = moved("READY", leaving=ASKED, now=now, attempts=0, last_error=None, **links)
+        step = noticed(now=now, **links)
     entry = await ledger.change_entry(entry.entry_id, step)
     if entry.state in ("CANCELLED", "FAILED"):
         raise Over(f"This video is not sent any more: the entry is {entry.state}.")

@@ -14,7 +14,17 @@ from typing import Any
 
 from backupd.interfaces import Entry
 
-__all__ = ["ASKED", "GOING", "OVER", "STORED", "again", "moved", "said_yes", "sent_again"]
+__all__ = [
+    "ASKED",
+    "GOING",
+    "OVER",
+    "STORED",
+    "again",
+    "moved",
+    "noticed",
+    "said_yes",
+    "sent_again",
+]
 
 ASKED = frozenset({"ASKING", "WAITING"})
 GOING = frozenset({"ASKING", "WAITING", "READY", "SENT"})
@@ -49,6 +59,23 @@ def said_yes(*, request_id: str | None, status_url: str | None, due_at: float, n
         if entry.state in OVER:
             return entry
         return waiting(replace(entry, request_id=request_id, status_url=status_url))
+
+    return step
+
+
+def noticed(*, now: float, upload_link: str, complete_link: str) -> Step:
+    """READY with these links.
+
+    One that came back to ASKING from this very link, as when its file has changed, would come back
+    from it again: it is time to ask.
+    """
+    links = {"upload_link": upload_link, "complete_link": complete_link}
+    ready = moved("READY", leaving=ASKED, now=now, attempts=0, last_error=None, **links)
+    asking = moved("ASKING", leaving={"ASKING"}, now=now)
+
+    def step(entry: Entry) -> Entry:
+        known = entry.state == "ASKING" and entry.upload_link == upload_link
+        return asking(entry) if known else ready(entry)
 
     return step
 

@@ -117,6 +117,19 @@ def test_a_repeat_is_taken_and_changes_nothing(case: Case) -> None:
     assert case.receiver.times("complete") == 2
 
 
+def test_a_notice_does_not_keep_a_changed_file_from_being_asked_for(case: Case) -> None:
+    """A receiver that calls more often than we pause would lead back to the old file for ever."""
+    entry = case.waiting()
+    case.file(data=b"longer video")
+    for _ in range(3):
+        case.notice(entry)
+        case.turn()
+    asks = [heard for heard in case.receiver.heard if heard[0] == "ask"]
+    asked = [heard[2]["diskEmptySpaceRequire"] for heard in asks]
+    assert asked == [str(entry.size), "12"]
+    assert case.state(entry) == "VERIFIED"
+
+
 def test_a_cancelled_or_failed_entry_is_over(case: Case) -> None:
     """The web answers 410, and the receiver cancels the request."""
     entry = case.waiting()

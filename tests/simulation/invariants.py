@@ -368,6 +368,8 @@ class Watch:
     def _waits(self, machine: Machine) -> None:
         """Nobody waits longer than the settings say, whatever a clock has said before."""
         assert machine.process is not None
+        if machine.started_ahead and machine.has_failed_to_commit:
+            return  # that the clock was ahead may be what could not be noted
         now, settings = machine.process.seconds(), machine.settings
         most = {
             "due_at": OFFER_BACKOFF[1],

@@ -165,8 +165,9 @@ def draw(seed: int, *, sqlite_share: float = 0.04) -> Plan:
         plan.patience = 8 * 3600.0
     if plan.cramped:
         plan.patience = 2 * 3600.0
-    if any(one.kind == "jump" and one.what["seconds"] > WEEK for one in plan.actions):
-        # Who starts by such a clock gives up what it has sent; the receiver waits its time.
+    if any(one.kind == "revoke" or one.what.get("seconds", 0) > WEEK for one in plan.actions):
+        # Who revokes a receiver, or starts by such a clock, gives up what it has sent, and cannot
+        # say so: the receiver waits its time.
         plan.patience += max(one["upload_expiry"] for one in plan.machines.values())
     return plan
 
