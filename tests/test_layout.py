@@ -145,7 +145,7 @@ def test_interfaces_know_only_the_domain() -> None:
 
 def test_storage_knows_only_the_domain() -> None:
     """storage/ keeps bytes: no ledger, no settings, no HTTP."""
-    rule = of_ours("backupd.storage", DOMAIN)
+    rule = of_ours("backupd.storage", DOMAIN | {"memory"})
     check(rule, "backupd.storage.disk", "from backupd.ledger import sql")
 
 
@@ -169,7 +169,7 @@ def test_the_peer_client_knows_no_role() -> None:
 
 def test_the_receiver_knows_interfaces() -> None:
     """receiver/ sees ledger and storage through interfaces (names are pure), and no HTTP."""
-    rule = of_ours("backupd.receiver", COMMON | {"storage.names"})
+    rule = of_ours("backupd.receiver", COMMON | {"memory", "storage.names"})
     check(rule, "backupd.receiver.intake", "from backupd.web.site import StreamingRequest")
     check(rule, "backupd.receiver.intake", "from backupd.storage.disk import DiskStorage")
 

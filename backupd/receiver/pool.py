@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
-import mmap
-from contextlib import suppress
+from backupd.memory import HUGE, buffer_of
 
 __all__ = ["ALIGN", "BLOCK", "BlockPool"]
 
-BLOCK = 2 * 1024 * 1024
+BLOCK = HUGE
 """Bytes that are gathered before they are written."""
 
 ALIGN = 4096
@@ -19,24 +17,6 @@ KEPT = 32
 
 RESTING = 3
 """Buffers that are kept when none is lent: what one upload has under way."""
-
-
-_HUGE = 2 * 1024 * 1024
-"""A huge page of the usual processors."""
-
-
-def _buffer() -> memoryview:
-    """New memory, `BLOCK` bytes of it in one huge page where the system has such.
-
-    One fault instead of 512 at the first touch, one page to hold on to for each direct write, and
-    the processor finds it by one entry of its tables.
-    """
-    # A page more, so that a block may begin anywhere in a page, as its place in the file does.
-    whole = mmap.mmap(-1, _HUGE + BLOCK + ALIGN, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    start = -ctypes.addressof(ctypes.c_char.from_buffer(whole)) % _HUGE
-    with suppress(AttributeError, OSError):  # elsewhere than on Linux, or where it is turned off
-        whole.madvise(mmap.MADV_HUGEPAGE, start, BLOCK)
-    return memoryview(whole)[start : start + BLOCK + ALIGN]
 
 
 class BlockPool:
@@ -56,7 +36,8 @@ class BlockPool:
         self._lent += 1
         if self._free:
             return self._free.pop()
-        return _buffer()
+        # A page more, so that a block may begin anywhere in a page, as its place in the file does.
+        return buffer_of(BLOCK + ALIGN)
 
     def give_back(self, buffer: memoryview) -> None:
         """For the next one who takes; nobody may use it any more."""

@@ -245,12 +245,11 @@ class DiskStored(_OpenFile):
             if cached == length or cached >= room:
                 return Window(cached, fd)
             length = min(length, room)
-            pages = -(-(skip + length) // PAGE)
-            lent = self._rooms.take(pages * PAGE)
-            whole = memoryview(lent)
-            known = None if there is None else there[:pages]
-            got = self._fill(whole[: pages * PAGE], offset - skip, known)
-        data = whole[skip : min(got, skip + length)]
+            count = -(-(skip + length) // PAGE)
+            lent = self._rooms.take(count * PAGE)
+            known = None if there is None else there[:count]
+            got = self._fill(lent[: count * PAGE], offset - skip, known)
+        data = lent[skip : min(got, skip + length)]
         return Window(len(data), fd, data, lambda: self._rooms.give_back(lent))
 
     def close(self) -> None:

@@ -7,6 +7,8 @@ import mmap
 import re
 from collections.abc import Iterator
 
+from backupd.memory import buffer_of
+
 __all__ = ["PAGE", "Rooms", "absent", "present", "residence"]
 
 PAGE = mmap.PAGESIZE
@@ -20,8 +22,8 @@ _PRESENT = bytes(value & 1 for value in range(256))
 
 def residence(fd: int, offset: int, length: int) -> bytes | None:
     """See `IVolume`. The kernel does not tell of files that we neither own nor may write."""
-    pages = -(-length // PAGE)
-    told = ctypes.create_string_buffer(pages)
+    count = -(-length // PAGE)
+    told = ctypes.create_string_buffer(count)
     try:
         # A private mapping of which no page is ever touched; writable only for its address.
         with mmap.mmap(fd, length, access=mmap.ACCESS_COPY, offset=offset) as mapped:
@@ -49,19 +51,19 @@ class Rooms:
     """Memory at page boundaries, lent to readers and used again, for its first touch is dear."""
 
     def __init__(self) -> None:
-        self._free: list[mmap.mmap] = []
+        self._free: list[memoryview] = []
 
-    def take(self, length: int) -> mmap.mmap:
+    def take(self, length: int) -> memoryview:
         """At least ``length`` bytes. May be called in any thread, as `give_back` may."""
         while True:
             try:
                 room = self._free.pop()
             except IndexError:
-                return mmap.mmap(-1, -(-length // PAGE) * PAGE)
+                return buffer_of(-(-length // PAGE) * PAGE)
             if len(room) >= length:
                 return room
 
-    def give_back(self, room: mmap.mmap) -> None:
+    def give_back(self, room: memoryview) -> None:
         """It is read no more."""
         if sum(map(len, self._free.copy())) + len(room) <= _KEPT_ROOMS:
             self._free.append(room)
