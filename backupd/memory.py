@@ -21,8 +21,12 @@ def buffer_of(length: int) -> memoryview:
     the system has no huge pages, or they are turned off, it is memory like any other.
     """
     # Private: what is shared, as `mmap` has it by default, gets no huge pages from most systems.
-    whole = mmap.mmap(-1, HUGE + length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    start = -ctypes.addressof(ctypes.c_char.from_buffer(whole)) % HUGE
+    spare = HUGE if length >= HUGE else 0
+    whole = mmap.mmap(-1, spare + length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    start = -ctypes.addressof(ctypes.c_char.from_buffer(whole)) % HUGE if spare else 0
     with suppress(AttributeError, OSError):  # elsewhere than on Linux, or where it is turned off
-        whole.madvise(mmap.MADV_HUGEPAGE, start, length // HUGE * HUGE)
+        # What does not fill one must not become one, as it would where all memory may.
+        whole.madvise(mmap.MADV_NOHUGEPAGE)
+        if spare:
+            whole.madvise(mmap.MADV_HUGEPAGE, start, length // HUGE * HUGE)
     return memoryview(whole)[start : start + length]

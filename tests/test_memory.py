@@ -47,6 +47,14 @@ def test_it_is_private_and_meant_for_huge_pages(buffer: object) -> None:
     assert "sh" not in flags(memory)
 
 
+def test_what_does_not_fill_a_huge_page_does_not_become_one() -> None:
+    """A window of many answers at once is small, also where the system gives them to everybody."""
+    if not SETTING.exists():
+        pytest.skip("this system has no huge pages")
+    assert "nh" in flags(Rooms().take(HUGE // 8))
+    assert "nh" in flags(buffer_of(HUGE + PAGE)[HUGE:])
+
+
 @pytest.mark.parametrize("length", [1, PAGE, HUGE - PAGE, HUGE, BLOCK + PAGE, 2 * HUGE])
 def test_it_has_the_length_that_was_asked_for(length: int) -> None:
     memory = buffer_of(length)

@@ -39,7 +39,7 @@ MAX_WRONG = 5
 """How often the bytes may arrive wrong before an entry has failed."""
 
 _UNKNOWN: dict[str, Any] = {"request_id": None, "status_url": None}
-"""Of an entry whose request is over: the answer that names the next one may be lost."""
+"""Of an entry that asks again: its request may be over, and the answer that names the next lost."""
 
 LOST = frozenset({"EXPIRED", "CANCELLED", "FAILED", "STORED"})
 TURN = frozenset({"OFFERED", "RECEIVING", "RECEIVED"})
@@ -115,18 +115,15 @@ class Courier:
 
     async def _ask(self, entry: Entry) -> Entry:
         size, modified_ns = await self._off(examine, entry.path, self._fs)
+        changes: dict[str, Any] = {}
         if (size, modified_ns) != (entry.size, entry.modified_ns):
             self._afresh.add(entry.entry_id)
-            change = steps.moved(
-                entry.state,
-                leaving=ASKED,
-                now=self._clock.seconds(),
-                size=size,
-                modified_ns=modified_ns,
-                sha256=None,
-                uploads=None,
-                upload_link=None,  # it is for the other size, until it is named again
-            )
+            changes = {"size": size, "modified_ns": modified_ns, "sha256": None, "uploads": None}
+        if entry.upload_link is not None:
+            changes["upload_link"] = None  # a notice from here on may be the answer to this
+        if changes:
+            now = self._clock.seconds()
+            change = steps.moved(entry.state, leaving=ASKED, now=now, **changes)
             entry = await self._ledger.change_entry(entry.entry_id, change)
             if entry.state not in ASKED:
                 return entry

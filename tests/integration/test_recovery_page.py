@@ -90,7 +90,8 @@ def kept(keeper: Server) -> list[tuple[str, str | None]]:
     """Each backup that is listed, and its problem: beside a new one the damaged one stays until
     it is deleted."""
     listed = keeper.ctl("list", "--json").json["backups"]
-    return sorted((one["fileName"], one["problem"]) for one in listed)
+    named = [(one["fileName"], one["problem"]) for one in listed]
+    return sorted(named, key=lambda one: (one[0], one[1] or ""))
 
 
 def digests(paths: Iterable[Path]) -> list[tuple[str, str]]:

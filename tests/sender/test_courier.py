@@ -205,6 +205,15 @@ def test_a_request_that_is_over_is_not_told_for_the_one_that_follows_it(case: Ca
     assert (done.state, done.request_id, done.status_url) == ("VERIFIED", None, None)
 
 
+def test_who_has_no_room_any_more_knows_the_request_no_more(case: Case) -> None:
+    case.receiver.now("status", {"state": "OFFERED"})
+    entry = case.waiting()
+    case.receiver.now("ask", {"success": False})
+    case.until(entry, "ASKING")
+    told = case.entry(entry)
+    assert (told.request_id, told.status_url) == (None, None)
+
+
 def test_a_receiver_that_forgets_at_once_is_not_asked_ever_faster(case: Case) -> None:
     """Two servers that misunderstand each other make no whirl of messages."""
     case.waiting()

@@ -130,6 +130,39 @@ def test_a_notice_does_not_keep_a_changed_file_from_being_asked_for(case: Case) 
     assert case.state(entry) == "VERIFIED"
 
 
+@pytest.mark.parametrize("lost", [False, True], ids=["answered", "not answered"])
+def test_a_notice_that_overtakes_the_answer_is_that_of_this_question(
+    case: Case, lost: bool
+) -> None:
+    """Also with the link that the entry has come back from: a receiver may give the same for ever,
+    say it once, and have no address at which it could be asked how things are.
+    """
+    case.receiver.now("send", refused(404), {"success": True})
+    case.receiver.now("ask", {"success": True})
+    entry = case.waiting()
+    case.notice(entry)
+    case.turn()
+    assert case.state(entry) == "ASKING"
+
+    def at_once(message: dict[str, object]) -> object:
+        case.notice(entry)
+        return refused(500) if lost else {"success": True}
+
+    case.receiver.now("ask", at_once, {"success": True})
+    assert case.until(entry, "VERIFIED") < 60
+
+
+def test_who_says_no_and_calls_all_the_same_is_believed(case: Case) -> None:
+    """One that has the request under way already may say no to a second question."""
+    case.receiver.now("send", refused(404), {"success": True})
+    entry = case.waiting()
+    case.receiver.now("ask", {"success": False, "message": "In progress already"})
+    for _ in range(3):
+        case.notice(entry)
+        case.turn()
+    assert case.state(entry) == "VERIFIED"
+
+
 def test_a_cancelled_or_failed_entry_is_over(case: Case) -> None:
     """The web answers 410, and the receiver cancels the request."""
     entry = case.waiting()

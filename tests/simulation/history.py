@@ -164,6 +164,12 @@ class History(Acts):
             self.look()
             if self.ceased and self._settled():
                 break
+        if plan.abandons:
+            for machine in self.machines.values():
+                self.watch.brought(machine)
+            end += plan.abandons
+            while not self._settled() and timeline.step(end):
+                self.look()
         self._wind_up()
 
     def look(self) -> None:

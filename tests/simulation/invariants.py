@@ -23,7 +23,7 @@ from backupd.requests import (
     state_name,
 )
 from backupd.service import LITTLE
-from backupd.tap import OFFER_BACKOFF
+from backupd.tap import FOOTPRINT, OFFER_BACKOFF
 from tests.simulation.disk import BLOCK
 from tests.simulation.kept_watch import KeptWatch, Violation
 from tests.simulation.machine import INCOMING, ROOT
@@ -76,6 +76,8 @@ class Watch:
         self._offsets: dict[str, int] = {}
         self._states: dict[str, str] = {}
         self._sizes: dict[str, int] = {}
+        self._owners: dict[str, tuple[str, int]] = {}
+        """Of each upload its request, and what was last counted as allocated to it."""
         self._capabilities: dict[str, str] = {}
         self.kept = KeptWatch(history)
         self._leases: dict[str, _Lease] = {}
@@ -186,6 +188,7 @@ class Watch:
             if upload.offset < before:
                 self._fail(machine, f"went back from {before} to {upload.offset} in {upload_id}")
             self._offsets[upload_id] = upload.offset
+            self._owners[upload_id] = upload.request_id, upload.allocated
             if upload.offset > self._sizes[upload.request_id]:
                 self._fail(machine, f"took {upload.offset} bytes for {request.ask.size}")
             if not upload.offset or state_name(request) == "STORING":
@@ -254,16 +257,19 @@ class Watch:
         """Bytes that are both promised and used, for admission is to err on this side.
 
         The last block of an upload is a part of its request's footprint; and a file is removed
-        after its upload was forgotten.
+        after its upload was forgotten, while the request goes on.
         """
-        uploads, twice = machine.books.uploads, 0
+        books, removed, last = machine.books, 0, Counter[str]()
         for name in machine.disk.names(INCOMING):
             occupied = machine.disk.occupied(f"{INCOMING}/{name}") or 0
-            if name not in uploads:
-                twice += occupied
-            elif (last := occupied - uploads[name][1].allocated) < BLOCK:
-                twice += max(0, last)
-        return twice
+            request_id, allocated = self._owners.get(name, ("", 0))
+            if request_id not in books.alive:
+                continue
+            if name not in books.uploads:
+                removed += min(occupied, allocated + BLOCK)
+            elif 0 < occupied - allocated < BLOCK:
+                last[request_id] += occupied - allocated
+        return removed + sum(min(one, FOOTPRINT) for one in last.values())
 
     def _sums(self, machine: Machine) -> None:
         """The sums in memory are those of the rows."""
@@ -303,7 +309,7 @@ class Watch:
     def _moment(self, machine: Machine) -> float:
         """Seconds within which two commits are one after the other, on a disk as slow as this."""
         pace, now = machine.disk_pace, self._history.timeline.now
-        return 1.0 + (4 * pace.slow if now < pace.slow_until else 0.0)
+        return 1.0 + (2 * pace.slow if now < pace.slow_until else 0.0)
 
     def _in_time(
         self, machine: Machine, request_id: str, before: str, request: BackupRequest
@@ -399,7 +405,7 @@ class Watch:
             if not machine.quiet:
                 self._fail(machine, "does not come to rest")
             self._ended(machine)
-            self._sent(machine)
+            self.brought(machine)
             self.look(machine)
             self.kept.at_the_end(machine)
 
@@ -419,7 +425,8 @@ class Watch:
         if service is not None and (service.backup_requests or service.backups_in_progress):
             self._fail(machine, "shows requests that have ended")
 
-    def _sent(self, machine: Machine) -> None:
+    def brought(self, machine: Machine) -> None:
+        """Every video has arrived, and both sides say so."""
         for entry_id, (_, entry) in machine.books.entries.items():
             if entry.state in ("VERIFIED", "CANCELLED") or self.is_out(machine, entry):
                 continue

@@ -114,6 +114,7 @@ class Machine:
         self.started_ahead = False
         """A daemon of it has begun with a wall clock that was ahead, and believed it."""
         self.has_failed_to_commit = False
+        """Since then."""
         self.lives = 0
         self.started_at = 0.0
         self.process: Process | None = None
@@ -309,7 +310,7 @@ class Machine:
                 raise Crash
         if self.ledger_fails > 0:
             self.ledger_fails -= 1
-            self.has_failed_to_commit = True
+            self.has_failed_to_commit |= self.started_ahead
             self.note("a commit fails")
             raise LedgerFailed("The ledger could not commit: disk I/O error.")
 

@@ -88,6 +88,11 @@ class Plan:
     patience: float = 0.0
     """Seconds after that within which everything has to come to its end."""
 
+    abandons: float = 0.0
+    """Seconds more until every request has ended: who revokes a receiver, or starts by a clock that
+    is far ahead, gives up what it has sent, and cannot say so.
+    """
+
 
 def draw(seed: int, *, sqlite_share: float = 0.04) -> Plan:
     """The plan of a seed."""
@@ -166,9 +171,7 @@ def draw(seed: int, *, sqlite_share: float = 0.04) -> Plan:
     if plan.cramped:
         plan.patience = 2 * 3600.0
     if any(one.kind == "revoke" or one.what.get("seconds", 0) > WEEK for one in plan.actions):
-        # Who revokes a receiver, or starts by such a clock, gives up what it has sent, and cannot
-        # say so: the receiver waits its time.
-        plan.patience += max(one["upload_expiry"] for one in plan.machines.values())
+        plan.abandons = max(one["upload_expiry"] for one in plan.machines.values())
     return plan
 
 

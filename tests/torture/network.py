@@ -83,7 +83,7 @@ class Shipment:
         """All of it arrives, once; restored, it is what was sent; and nothing else is left."""
         wait_until(self.all_arrived, f"all has arrived: {self.entries()}", ARRIVES)
         kept = self.keeper.ctl("list", "--json").json["backups"]
-        assert sorted(str(one["videoId"]) for one in kept) == sorted(self._sent)
+        assert sorted(str(one["videoId"]) for one in kept) == sorted(self._sent), kept
         for one in kept:
             back = self.folder / "back.mp4"
             back.unlink(missing_ok=True)
@@ -358,6 +358,7 @@ def run(chance: random.Random, told: Callable[[str], None], *, rounds: int = 4) 
         try:
             with scratch("network") as folder:
                 check_half_open(folder, chance, told)
+            with scratch("network") as folder:
                 check_weather(folder, chance, told, weathers)
         except pytest.skip.Exception as why:
             told(f"SKIPPED: {why}")
