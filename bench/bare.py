@@ -2,7 +2,7 @@
 
 From the socket into memory in huge pages, hashed and written past the page cache each in a thread
 of its own, synced with its folder, answered. No framework, no ledger, nothing that could go on
-after a cut. Started as ``python -m bench.bare PORT FOLDER``; takes one ``PUT /name`` at a time.
+after a cut. Started as ``python -m bench.bare PORT FOLDER``; takes ``PUT /name``, each in a thread.
 """
 
 from __future__ import annotations
@@ -109,13 +109,19 @@ def _take(connection: socket.socket, folder: Path, pool: BlockPool) -> None:
 
 
 def main(port: int, folder: Path) -> None:
-    """Serve one client after the other, until killed."""
-    pool = BlockPool()
+    """Serve, until killed."""
+    pools: SimpleQueue[BlockPool] = SimpleQueue()
+
+    def serve(connection: socket.socket) -> None:
+        pool = BlockPool() if pools.empty() else pools.get()
+        with connection:
+            _take(connection, folder, pool)
+        pools.put(pool)
+
     with socket.create_server(("127.0.0.1", port)) as listening:
         while True:
             connection, _ = listening.accept()
-            with connection:
-                _take(connection, folder, pool)
+            threading.Thread(target=serve, args=(connection,)).start()
 
 
 if __name__ == "__main__":

@@ -20,12 +20,23 @@ from bench.machine import GIB, MIB, make_file
 from bench.metrics import block_noted
 from bench.report import Bench, Row, beside, found, within
 from bench.server import Server, Usage, free_port
-from bench.targets import Backupd, Entrant, Put, Rsync, Run, Target, Tus, curl, entrant, rounds
+from bench.targets import (
+    BARE,
+    Backupd,
+    Entrant,
+    Put,
+    Rsync,
+    Run,
+    Target,
+    Tus,
+    curl,
+    entrant,
+    rounds,
+)
 
 __all__ = ["measure"]
 
 EXPECTED = {"nginx": 1.3, "nginx, 1 MiB buffer": 0.8, "@tus/server": 2.0, "rsync --fsync": 1.25}
-BARE = "a bare script"
 DISK, DIGEST, LOOPBACK = "dd oflag=direct", "SHA-256, one thread", "loopback, nothing kept"
 _BUFFER = 2 * MIB
 LONGEST_BLOCK = 20

@@ -14,7 +14,7 @@ from bench.machine import GIB, MIB, make_file
 from bench.metrics import block_noted, metric
 from bench.report import Bench, Row, beside, within
 from bench.server import Server
-from bench.targets import Backupd, Entrant, Rsync, Run, entrant, rounds
+from bench.targets import BARE, Backupd, Entrant, Put, Rsync, Run, entrant, rounds
 
 __all__ = ["measure", "memory_when_idle"]
 
@@ -77,10 +77,14 @@ def measure(bench: Bench) -> Iterator[Row]:
         def ours(files: Sequence[Path], known: Sequence[str], name: str) -> Entrant:
             return entrant(Backupd(server, asker, digests=known, name=name), files)
 
+        script = servers.bare(folder / "bare")
+        stack.callback(script.stop)
         several = ours(eight, digests, "eight")
         entrants = [
             ours(one, digest, "one"),
             _with_memory(block_noted(several, server, blocks["eight"]), server, idle, peaks, stays),
+            entrant(Put(BARE, script, synced=True), one, f"{BARE}, one"),
+            entrant(Put(BARE, script, synced=True), eight, f"{BARE}, eight"),
             block_noted(ours(small, small_digests, "small"), server, blocks["small"]),
             entrant(Rsync(rsyncd, bench.peers), small),
         ]
@@ -94,6 +98,13 @@ def measure(bench: Bench) -> Iterator[Row]:
         [1 / run.cpu for run in runs["one"]],
         form="{:.2f}",
         at_least=0.9,
+    )
+    yield beside(
+        f"{title}: what is left of one's GiB per CPU-second",
+        _left(runs["one"], runs["eight"]),
+        BARE,
+        _left(runs[f"{BARE}, one"], runs[f"{BARE}, eight"]),
+        form="{:.2f}",
     )
     speeds = {name: [run.speed for run in of] for name, of in runs.items()}
     yield beside(f"{title}: MiB/s", speeds["eight"], "one", speeds["one"])
@@ -115,6 +126,10 @@ def measure(bench: Bench) -> Iterator[Row]:
             at_least=1.0 if of else None,
         )
     yield _blocks(title, blocks["small"])
+
+
+def _left(one: Sequence[Run], many: Sequence[Run]) -> list[float]:
+    return [alone.cpu / run.cpu for alone, run in zip(one, many, strict=True)]
 
 
 def _blocks(title: str, blocks: Sequence[float]) -> Row:

@@ -16,6 +16,7 @@ from bench.peers import Peers
 from bench.server import Server, Usage
 
 __all__ = [
+    "BARE",
     "Backupd",
     "Entrant",
     "Put",
@@ -27,6 +28,9 @@ __all__ = [
     "entrant",
     "rounds",
 ]
+
+BARE = "a bare script"
+"""`bench.bare`."""
 
 AT_ONCE = 8
 """Uploads that one curl has under way."""

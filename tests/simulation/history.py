@@ -164,7 +164,7 @@ class History(Acts):
             self.look()
             if self.ceased and self._settled():
                 break
-        if plan.abandons:
+        if plan.abandons and not self._settled():
             for machine in self.machines.values():
                 self.watch.brought(machine)
             end += plan.abandons

@@ -307,9 +307,9 @@ class Watch:
     # -- time -------------------------------------------------------------------------------------
 
     def _moment(self, machine: Machine) -> float:
-        """Seconds within which two commits are one after the other, on a disk as slow as this."""
+        """Seconds for a sync and two commits, one after the other, on a disk as slow as this."""
         pace, now = machine.disk_pace, self._history.timeline.now
-        return 1.0 + (2 * pace.slow if now < pace.slow_until else 0.0)
+        return 1.0 + (3 * pace.slow if now < pace.slow_until else 0.0)
 
     def _in_time(
         self, machine: Machine, request_id: str, before: str, request: BackupRequest

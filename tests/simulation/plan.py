@@ -89,9 +89,7 @@ class Plan:
     """Seconds after that within which everything has to come to its end."""
 
     abandons: float = 0.0
-    """Seconds more until every request has ended: who revokes a receiver, or starts by a clock that
-    is far ahead, gives up what it has sent, and cannot say so.
-    """
+    """Seconds more until what a sender has given up, and could not say so, has ended too."""
 
 
 def draw(seed: int, *, sqlite_share: float = 0.04) -> Plan:
@@ -170,9 +168,22 @@ def draw(seed: int, *, sqlite_share: float = 0.04) -> Plan:
         plan.patience = 8 * 3600.0
     if plan.cramped:
         plan.patience = 2 * 3600.0
-    if any(one.kind == "revoke" or one.what.get("seconds", 0) > WEEK for one in plan.actions):
+    if any(_abandons(action) for action in plan.actions):
         plan.abandons = max(one["upload_expiry"] for one in plan.machines.values())
     return plan
+
+
+def _abandons(action: Action) -> bool:
+    """Whether somebody may give up what he has sent, and not be heard, or not say so."""
+    what = action.what
+    match action.kind:
+        case "revoke":
+            return True
+        case "cancel":
+            return bool(what["side"] == "entry")
+        case "jump":
+            return bool(what["seconds"] > WEEK)
+    return False
 
 
 def _strangers(plan: Plan, names: list[str], rng: random.Random) -> None:
