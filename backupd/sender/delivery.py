@@ -249,7 +249,9 @@ class Delivery:
 
     async def _by_parts(self, entry: Entry, memory: _Memory, places: Places) -> None:
         """Several uploads, and one of them joined in the end."""
-        memory.lanes = Lanes(memory.round_trip, memory.lanes.wanted if memory.lanes else 1)
+        if memory.lanes is None:
+            memory.lanes = Lanes(memory.round_trip)
+        memory.lanes.again()
 
         async def send(part: Part, offset: int, progress: Callable[[int], None]) -> None:
             await self._send(entry, memory, part, offset, None, progress)

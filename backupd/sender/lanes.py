@@ -15,54 +15,62 @@ MOST = 4
 FAST = 100 * MIB
 """Bytes per second of one connection that nothing seems to limit."""
 
-WARM = 1.0
-WARM_ROUNDS = 10
-"""Seconds, and round trips, until a new connection is at its speed and the buffers are full."""
-
-WINDOW = 2.0
-"""Seconds for which a number of connections is measured."""
-
 BETTER = 1.25
 """More connections stay if they bring so many times the bytes."""
 
 LEAST = 4 * MIB
 """Bytes of a part at least."""
 
+TRIAL = 16 * MIB
+"""Bytes of a part at most, at first, as long as it is not known how many connections there should
+be. While one arrives in less than `TELLING` seconds, which tells more of its beginning and its end
+than of what is between, the next one has `LARGER` times as many.
+"""
+
+TELLING = 2.0
+LARGER = 4
+
 
 class Lanes:
-    """Begins with ``wanted`` connections and doubles them as long as that brings more.
+    """Begins with one connection and doubles them as long as that brings more.
 
-    `look` is told again and again how much has been sent in all.
+    `arrived` is told of every part that has arrived. What was merely handed to the network says
+    little: at a part's beginning buffers on the way swallow seconds of it, and at its end they
+    empty while nothing follows.
     """
 
-    def __init__(self, round_trip: float, wanted: int = 1) -> None:
-        self.wanted = wanted
-        self.settled = wanted > 1
+    def __init__(self, round_trip: float) -> None:
+        self.wanted = 1
+        self.settled = round_trip < LONG
         self.round_trip = round_trip
+        self.trial = TRIAL
         self._before = 0
         self._best = 0.0
-        self._since: float | None = None
-        self._mark: tuple[float, int] | None = None
+        self._since = float("-inf")
+        self._rates: list[float] = []
 
-    def look(self, now: float, sent: int) -> int:
-        """The connections that there should be from ``now`` on."""
-        if self.settled:
+    def again(self) -> None:
+        """The connections have broken, and there will be new ones; what was found out counts."""
+        self.settled |= self.wanted > 1
+        self._rates.clear()
+
+    def arrived(self, began: float, now: float, length: int) -> int:
+        """A part of ``length`` bytes has, from ``began`` to ``now``: how many there should be."""
+        if self.settled or began < self._since:
             return self.wanted
         if self.round_trip < LONG:
             return self._settle(1)
-        if self._since is None:
-            self._since = now
-        if now - self._since < max(WARM, WARM_ROUNDS * self.round_trip):
+        if self.wanted == 1 and now - began < TELLING and length == self.trial:
+            self.trial *= LARGER
             return self.wanted
-        if self._mark is None:
-            self._mark = now, sent
-        then, had = self._mark
-        if now - then >= WINDOW:
-            self._measured((sent - had) / (now - then))
+        self._rates.append(length / max(now - began, 0.001))
+        if len(self._rates) == self.wanted:
+            self._measured(sum(self._rates), now)
         return self.wanted
 
-    def _measured(self, rate: float) -> None:
-        self._since = self._mark = None
+    def _measured(self, rate: float, now: float) -> None:
+        self._since = now
+        self._rates.clear()
         if self.wanted == 1 and rate > FAST:
             self._settle(1)
         elif self.wanted > 1 and rate < BETTER * self._best:
@@ -81,11 +89,16 @@ class Lanes:
 def part_length(size: int, rest: int, lanes: Lanes) -> int:
     """Bytes of the next part, when ``rest`` of the file's ``size`` are in none yet.
 
-    Large at first and smaller towards the end, so that all lanes end at about the same time; the
-    whole rest once one lane is all. A file makes 36 parts at most.
+    Small while it is being tried how many lanes there should be. Then large at first and smaller
+    towards the end, so that all lanes end at about the same time; the whole rest once one lane is
+    all. A file makes 40 parts at most.
     """
     if lanes.settled and lanes.wanted == 1:
         return rest
-    least = max(LEAST, size // 256)
-    length = max(least, rest // (2 * (lanes.wanted if lanes.settled else MOST)))
+    if lanes.settled:
+        least = max(LEAST, size // 128)
+        length = max(least, rest // (2 * lanes.wanted))
+    else:
+        least = LEAST
+        length = max(least, min(rest // (2 * MOST), lanes.trial))
     return rest if rest - length < least else length

@@ -57,7 +57,7 @@ class InParts:
         self._waiting = list(places.parts)
         self._whole: set[str] = set()
         self._reached: dict[str, int] = {}
-        self._fresh = self._active = 0
+        self._active = 0
         self._nothing_left = False
         self._running: list[Deferred[None]] = []
         self._following: Deferred[None] | None = None
@@ -104,7 +104,8 @@ class InParts:
             self._over.callback(None)
 
     async def _lane(self) -> None:
-        while self._active <= self.lanes.wanted:
+        while self._active <= self.lanes.wanted and not self._over.called:
+            began = self._clock.seconds()
             part, offset = await self._next()
             if part is None:
                 self._nothing_left = True
@@ -113,6 +114,8 @@ class InParts:
             self._sent(part, part.end)
             self._whole.add(part.url)
             self._follow()
+            self.lanes.arrived(began, self._clock.seconds(), part.length - offset)
+            self._more()
 
     async def _next(self) -> tuple[Part | None, int]:
         """A part that is not whole yet, and its offset; None when there is nothing left."""
@@ -157,13 +160,8 @@ class InParts:
 
     def _sent(self, part: Part, to: int) -> None:
         """Of ``part``, everything before the place ``to`` of the file has been sent."""
-        before, now = self._reached.get(part.url), to - part.start
-        self._reached[part.url] = now
-        if before is not None:  # else an earlier try sent it
-            self._fresh += now - before
+        self._reached[part.url] = to - part.start
         self._progress(sum(self._reached.values()))
-        if self.lanes.look(self._clock.seconds(), self._fresh) > self._active > 0:
-            self._more()
 
     def _follow(self) -> None:
         """Take into the digest what has been sent without a gap: it is in memory still."""
