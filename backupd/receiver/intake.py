@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from math import inf
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
@@ -517,13 +518,19 @@ class Intake:
         durable yet, as while a kept prefix is read again.
         """
         async with self.locks.hold(request_id):
-            now, settings = self._clock.seconds(), self._settings
+            settings = self._settings
             running = self.transfers.of(request_id)
             silent = min((one.silent_for() for one in running), default=0.0)
-            if silent >= settings.offer_lease:
+            if silent == inf:
+                # Cut, and about to end by themselves: what they leave says how much time is left.
+                for transfer in running:
+                    await ended(transfer)
+                running = []
+            elif silent >= settings.offer_lease:
                 for transfer in running:
                     transfer.abort()
                     await ended(transfer)
+            now = self._clock.seconds()
 
             def step(request: BackupRequest) -> BackupRequest:
                 if not running:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from math import inf
 from typing import Any
 
 from backupd.errors import LedgerFailed, NoSuchRequest, StorageFailed, UploadCut
@@ -91,6 +92,28 @@ class LeaseTests(WorldCase):
         assert self.world.state(request_id) == "PENDING"
         assert self.world.queue.busy() == {}
         assert self.world.uploads()[0].offset == 2
+
+    def test_cut_and_not_over_yet(self) -> None:
+        """The sender was there a moment ago, and has its lease, however slow our disk is."""
+        off = ManualOff()
+        world = self.make("manual", off=off)
+        request_id = world.offered(size=100)
+        first = world.receive(request_id, world.source(b"12", UploadCut("lost")), 4)
+        off.release_all()
+        self.raises(UploadCut, first)
+        world.intake._digests = Digests()
+        source = world.source(UploadCut("lost"))
+        done = world.receive(request_id, source, 2, offset=2)
+        off.release()
+        set_attribute(self, source, "silent_for", lambda: inf)
+        lapsing = go_on(world.intake.lapse(request_id))
+        off.release_all()
+        self.raises(UploadCut, done)
+        now(lapsing)
+        assert world.state(request_id) == "RECEIVING"
+        self.clock.advance(LEASE)
+        now(go_on(world.intake.lapse(request_id)))
+        assert world.state(request_id) == "PENDING"
 
     def test_trickle(self) -> None:
         """Bytes that come hold the turn, however few, and whether or not they are durable yet."""

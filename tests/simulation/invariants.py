@@ -256,20 +256,29 @@ class Watch:
     def _counted_twice(self, machine: Machine) -> int:
         """Bytes that are both promised and used, for admission is to err on this side.
 
-        The last block of an upload is a part of its request's footprint; and a file is removed
-        after its upload was forgotten, while the request goes on.
+        What an upload occupies beyond what is counted of it (its last block, or all where nothing
+        can be allocated) and what it is stored with is a part of what its request was promised; and
+        a file is removed after its upload was forgotten, while the request goes on.
         """
-        books, removed, last = machine.books, 0, Counter[str]()
+        books, removed = machine.books, 0
+        beyond, counted = Counter[str](), Counter[str]()
         for name in machine.disk.names(INCOMING):
             occupied = machine.disk.occupied(f"{INCOMING}/{name}") or 0
             request_id, allocated = self._owners.get(name, ("", 0))
             if request_id not in books.alive:
                 continue
-            if name not in books.uploads:
+            if name in books.uploads:
+                beyond[request_id] += max(0, occupied - allocated)
+                counted[request_id] += allocated
+            else:
                 removed += min(occupied, allocated + BLOCK)
-            elif 0 < occupied - allocated < BLOCK:
-                last[request_id] += occupied - allocated
-        return removed + sum(min(one, FOOTPRINT) for one in last.values())
+        for request_id, row in books.alive.items():
+            if isinstance(row.request, Storing):
+                beyond[request_id] += FOOTPRINT
+        return removed + sum(
+            min(more, max(0, books.rows[one].request.ask.size - counted[one]) + FOOTPRINT)
+            for one, more in beyond.items()
+        )
 
     def _sums(self, machine: Machine) -> None:
         """The sums in memory are those of the rows."""
