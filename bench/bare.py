@@ -16,7 +16,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 
 from backupd.receiver.pool import ALIGN, BLOCK, BlockPool
 
@@ -113,7 +113,10 @@ def main(port: int, folder: Path) -> None:
     pools: SimpleQueue[BlockPool] = SimpleQueue()
 
     def serve(connection: socket.socket) -> None:
-        pool = BlockPool() if pools.empty() else pools.get()
+        try:
+            pool = pools.get_nowait()
+        except Empty:
+            pool = BlockPool()
         with connection:
             _take(connection, folder, pool)
         pools.put(pool)

@@ -20,6 +20,7 @@ from backupd.errors import (
     BytesGone,
     Incomplete,
     NoSuchUpload,
+    NotYourTurn,
     OffsetMismatch,
     StorageFailed,
     UploadHeld,
@@ -141,6 +142,8 @@ class Intake:
                 await comes
         finally:
             comes.cancel()
+            # On a slow disk the time may have been over before anybody waited.
+            comes.addErrback(lambda failure: failure.trap(NotYourTurn))
 
     @asynccontextmanager
     async def _turn(self, request: Live) -> AsyncIterator[None]:
@@ -520,25 +523,21 @@ class Intake:
         async with self.locks.hold(request_id):
             settings = self._settings
             running = self.transfers.of(request_id)
-            silent = min((one.silent_for() for one in running), default=0.0)
-            if silent == inf:
-                # Cut, and about to end by themselves: what they leave says how much time is left.
-                for transfer in running:
-                    await ended(transfer)
-                running = []
-            elif silent >= settings.offer_lease:
-                for transfer in running:
-                    transfer.abort()
-                    await ended(transfer)
+            cut = [one for one in running if one.silent_for() == inf]
+            alive = [one for one in running if one not in cut]
+            silent = min((one.silent_for() for one in alive), default=0.0)
+            late = silent >= settings.offer_lease
+            # Who was cut was there until then: the lease that it leaves says how long it has.
+            for transfer in [*cut, *(alive if late else [])]:
+                transfer.abort()
+                await ended(transfer)
             now = self._clock.seconds()
 
             def step(request: BackupRequest) -> BackupRequest:
-                if not running:
-                    return lapsed(request, now=now)
-                if silent >= settings.offer_lease:
+                if late and not cut and isinstance(request, Receiving):
                     # Making its last bytes durable has given it a new lease: not for long.
-                    if isinstance(request, Receiving):
-                        request = replace(request, lease_until=now)
+                    request = replace(request, lease_until=now)
+                if late or not alive:
                     return lapsed(request, now=now)
                 return progressed(
                     request,

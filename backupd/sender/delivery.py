@@ -253,8 +253,13 @@ class Delivery:
             memory.lanes = Lanes(memory.round_trip)
         memory.lanes.again()
 
-        async def send(part: Part, offset: int, progress: Callable[[int], None]) -> None:
-            await self._send(entry, memory, part, offset, None, progress)
+        async def send(
+            part: Part,
+            offset: int,
+            progress: Callable[[int], None],
+            arrived: Callable[[float, int], None],
+        ) -> None:
+            await self._send(entry, memory, part, offset, None, progress, arrived)
 
         def sent(to: int) -> None:
             self.sent[entry.entry_id] = to
@@ -298,8 +303,9 @@ class Delivery:
         offset: int,
         digest: FileDigest | None,
         progress: Callable[[int], None] | None = None,
+        arrived: Callable[[float, int], None] = lambda began, length: None,
     ) -> None:
-        """Send the upload's bytes from ``offset`` on, in pieces."""
+        """Send the upload's bytes from ``offset`` on, in pieces, telling what has ``arrived``."""
         conflicts = 0
         while offset < part.length:
             begun = self._clock.seconds()
@@ -321,6 +327,7 @@ class Delivery:
             else:
                 conflicts = 0
                 memory.piece = next_piece(goal - offset, self._clock.seconds() - begun)
+                arrived(begun, reached - offset)
             finally:
                 await body.close()
             if not 0 <= reached <= part.length:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["LONG", "MOST", "Lanes", "part_length"]
+__all__ = ["LEAST", "LONG", "MOST", "Lanes", "part_length"]
 
 MIB = 1024 * 1024
 
@@ -23,20 +23,21 @@ LEAST = 4 * MIB
 
 TRIAL = 16 * MIB
 """Bytes of a part at most, at first, as long as it is not known how many connections there should
-be. While one arrives in less than `TELLING` seconds, which tells more of its beginning and its end
-than of what is between, the next one has `LARGER` times as many.
+be. While one arrives in less than `TELLING` seconds and `ROUNDS` round trips, which tells more of
+its beginning and its end than of what is between, the next one has `LARGER` times as many.
 """
 
 TELLING = 2.0
+ROUNDS = 10
 LARGER = 4
 
 
 class Lanes:
     """Begins with one connection and doubles them as long as that brings more.
 
-    `arrived` is told of every part that has arrived. What was merely handed to the network says
-    little: at a part's beginning buffers on the way swallow seconds of it, and at its end they
-    empty while nothing follows.
+    `arrived` is told of all bytes that have arrived, by parts or pieces of them. What was merely
+    handed to the network says little: at a part's beginning buffers on the way swallow seconds of
+    it, and at its end they empty while nothing follows.
     """
 
     def __init__(self, round_trip: float) -> None:
@@ -55,12 +56,16 @@ class Lanes:
         self._rates.clear()
 
     def arrived(self, began: float, now: float, length: int) -> int:
-        """A part of ``length`` bytes has, from ``began`` to ``now``: how many there should be."""
-        if self.settled or began < self._since:
+        """``length`` bytes have, from ``began`` to ``now``: how many connections there should be.
+
+        What is left of a part that was begun before says little.
+        """
+        if self.settled or length < LEAST or began < self._since:
             return self.wanted
         if self.round_trip < LONG:
             return self._settle(1)
-        if self.wanted == 1 and now - began < TELLING and length == self.trial:
+        telling = max(TELLING, ROUNDS * self.round_trip)
+        if self.wanted == 1 and now - began < telling and length >= self.trial:
             self.trial *= LARGER
             return self.wanted
         self._rates.append(length / max(now - began, 0.001))
@@ -91,7 +96,7 @@ def part_length(size: int, rest: int, lanes: Lanes) -> int:
 
     Small while it is being tried how many lanes there should be. Then large at first and smaller
     towards the end, so that all lanes end at about the same time; the whole rest once one lane is
-    all. A file makes 40 parts at most.
+    all.
     """
     if lanes.settled and lanes.wanted == 1:
         return rest

@@ -30,8 +30,9 @@ class PartsGone(BackupdError):
 class InParts:
     """Sends what is missing of ``places`` and of the file behind them.
 
-    ``send`` sends a part from an offset on and tells how far it is in the file, ``record`` makes a
-    new part durable here, ``progress`` is told of the bytes that are sent in all.
+    ``send`` sends a part from an offset on, and tells how far in the file it is and, by when it
+    began, of the bytes that have arrived; ``record`` makes a new part durable here, ``progress``
+    is told of the bytes that are sent in all.
     """
 
     def __init__(
@@ -42,7 +43,9 @@ class InParts:
         digest: FileDigest,
         lanes: Lanes,
         clock: IReactorTime,
-        send: Callable[[Part, int, Callable[[int], None]], Awaitable[None]],
+        send: Callable[
+            [Part, int, Callable[[int], None], Callable[[float, int], None]], Awaitable[None]
+        ],
         record: Callable[[Places], Awaitable[None]],
         progress: Callable[[int], None],
     ) -> None:
@@ -105,17 +108,14 @@ class InParts:
 
     async def _lane(self) -> None:
         while self._active <= self.lanes.wanted and not self._over.called:
-            began = self._clock.seconds()
             part, offset = await self._next()
             if part is None:
                 self._nothing_left = True
                 return
-            await self._send(part, offset, partial(self._sent, part))
+            await self._send(part, offset, partial(self._sent, part), self._arrived)
             self._sent(part, part.end)
             self._whole.add(part.url)
             self._follow()
-            self.lanes.arrived(began, self._clock.seconds(), part.length - offset)
-            self._more()
 
     async def _next(self) -> tuple[Part | None, int]:
         """A part that is not whole yet, and its offset; None when there is nothing left."""
@@ -163,15 +163,22 @@ class InParts:
         self._reached[part.url] = to - part.start
         self._progress(sum(self._reached.values()))
 
+    def _arrived(self, began: float, length: int) -> None:
+        """So many bytes of a part, since then."""
+        self.lanes.arrived(began, self._clock.seconds(), length)
+        self._more()
+
     def _follow(self) -> None:
         """Take into the digest what has been sent without a gap: it is in memory still."""
-        if self._following is None and not self._over.called:
+        following = self._following
+        if following is not None and not (following.called and following.result is None):
+            return
+        if self._digest.at < self._front() and not self._over.called:
             self._following = go_on(self._follow_front())
 
     async def _follow_front(self) -> None:
         while self._digest.at < (front := self._front()):
             await self._digest.follow(front)
-        self._following = None
 
     def _front(self) -> int:
         front = 0

@@ -107,6 +107,8 @@ class LeaseTests(WorldCase):
         off.release()
         set_attribute(self, source, "silent_for", lambda: inf)
         lapsing = go_on(world.intake.lapse(request_id))
+        assert source.aborted, "it is not read to its end for a sender that has gone"
+        assert not lapsing.called
         off.release_all()
         self.raises(UploadCut, done)
         now(lapsing)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 
 import pytest
+from twisted.internet.defer import Deferred
 
 from backupd.errors import (
     Busy,
@@ -24,7 +26,7 @@ from backupd.receiver.digests import Check
 from backupd.receiver.intake import PATIENCE
 from backupd.receiver.resources import Described
 from backupd.receiver.transfer import Outcome
-from backupd.requests import NEVER, Live, Pending
+from backupd.requests import NEVER, BackupRequest, Live, Pending, wanted
 from tests.receiver.world import KIB, World, WorldCase, now, set_attribute, sha256
 
 DATA = os.urandom(1000)
@@ -326,6 +328,26 @@ class DirectTests(WorldCase):
         self.clock.advance(PATIENCE)
         self.raises(NotYourTurn, work)
         assert world.state(second) == "PENDING"
+
+    def test_its_time_is_over_before_it_waits(self) -> None:
+        """A ledger that takes longer than anybody waits leaves no failure behind that is nobody's:
+        one that turns up later would be told as a defect."""
+        request_id, made = self.begin(self.world, 1)
+        self.clock.advance(600.0)
+        self.world.sweep()
+        assert self.world.state(request_id) == "PENDING"
+        change, slow = self.world.ledger.change, Deferred[BackupRequest]()
+        set_attribute(self, self.world.ledger, "change", lambda *args, **more: slow)
+        source = self.world.source(b"x" * 100, b"")
+        work = self.world.receive(request_id, source, 100, upload_id=made.upload_id, offset=0)
+        self.clock.advance(PATIENCE)
+        set_attribute(self, self.world.ledger, "change", change)
+        now(change(request_id, lambda r: wanted(r, now=self.clock.seconds())))
+        self.world.tick()
+        assert self.world.state(request_id) == "OFFERED"
+        slow.callback(self.world.request(request_id))
+        assert isinstance(now(work), Outcome)
+        gc.collect()  # then it would be logged, and the test fail
 
     def test_lapsed(self) -> None:
         """One whose client left has no turn before it is back."""

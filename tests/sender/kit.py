@@ -152,6 +152,8 @@ class Receiver:
             "Tus-Resumable": "1.0.0",
             "Upload-Offset": str(offset),
         }
+        if self.far is not None:
+            self.far.advance(1.0)
         answer = self._tus("PATCH", url, headers, self.body)
         cut, self.cut = self.cut, None
         if cut is not None:

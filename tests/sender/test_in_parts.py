@@ -7,10 +7,20 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.task import Clock
 
+from backupd.peer.open_file import FileDigest, FileState
+from backupd.peer.tus import Tus
 from backupd.sender.delivery import MIB
+from backupd.sender.lanes import Lanes
+from backupd.sender.parts import InParts
+from backupd.sender.places import Part, Places
+from backupd.waiting import go_on
 from tests.sender.kit import Case
 from tests.sender.test_by_tus import CUT, LINK, ready, restarted, server_of
 from tests.sender.tus_server import Told, TusServer
@@ -123,3 +133,48 @@ def test_a_small_file_goes_whole_however_long_the_way(case: Case) -> None:
     case.turn()
     assert case.state(entry) == "VERIFIED"
     assert server_of(case).made == 1
+
+
+class Digest:
+    """Follows at once, as far as it is asked to."""
+
+    def __init__(self, size: int) -> None:
+        self.file = FileState("/1.mp4", size, 0)
+        self.at = 0
+
+    async def follow(self, to: int) -> None:
+        self.at = to
+
+
+def test_what_has_arrived_is_followed_also_when_a_later_part_was_first() -> None:
+    """Or the file would be read a second time in the end."""
+    clock, digest = Clock(), Digest(20 * MIB)
+    parts = [Part(start * MIB, 10 * MIB, f"{LINK}/{start}") for start in (0, 10)]
+    done: dict[str, Deferred[None]] = {part.url: Deferred() for part in parts}
+
+    async def send(part: Part, *_: object) -> None:
+        await done[part.url]
+
+    async def standing(url: str) -> int:
+        return 0
+
+    lanes = Lanes(0.2)
+    lanes.wanted, lanes.settled = 2, True
+    sending = InParts(
+        Places(LINK, parts=tuple(parts)),
+        tus=cast(Tus, SimpleNamespace(standing=standing)),
+        digest=cast(FileDigest, digest),
+        lanes=lanes,
+        clock=clock,
+        send=send,
+        record=lambda places: succeed(None),
+        progress=lambda count: None,
+    )
+    over = go_on(sending.run())
+    done[parts[1].url].callback(None)
+    assert (digest.at, over.called) == (0, False)
+    sending._whole.add(parts[0].url)
+    sending._follow()
+    assert digest.at == 20 * MIB
+    done[parts[0].url].callback(None)
+    assert over.called

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backupd.sender.lanes import LONG, Lanes, part_length
+from backupd.sender.lanes import LEAST, LONG, Lanes, part_length
 
 MIB = 1024 * 1024
 
@@ -74,6 +74,20 @@ def test_a_part_that_is_there_at_once_says_little() -> None:
     assert lanes.arrived(1, 2, 8 * MIB) == 2
 
 
+def test_what_is_left_of_an_old_part_tells_nothing() -> None:
+    """After a restart a part may be whole already, or nearly so."""
+    lanes = Lanes(0.2)
+    assert [lanes.arrived(0, 4, length) for length in (0, 1, LEAST - 1)] == [1, 1, 1]
+    assert not lanes.settled
+    assert lanes.arrived(0, 4, LEAST) == 2
+
+
+def test_over_a_longer_way_a_part_has_to_take_longer_to_tell() -> None:
+    """By its round trips alone more connections would look better, and bring nothing."""
+    assert Lanes(0.5).arrived(0, 4.9, 16 * MIB) == 1
+    assert Lanes(0.5).arrived(0, 5.0, 16 * MIB) == 2
+
+
 def test_connections_that_break_before_anything_is_known_are_tried_again() -> None:
     lanes = Lanes(0.2)
     lanes.again()
@@ -97,4 +111,4 @@ def test_parts_cover_the_file_and_are_few(size: int, settle: int, wanted: int) -
         assert 0 < length <= rest
         rest -= length
         count += 1
-    assert count <= 40
+    assert count <= 45

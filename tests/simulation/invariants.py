@@ -268,7 +268,8 @@ class Watch:
             if request_id not in books.alive:
                 continue
             if name in books.uploads:
-                beyond[request_id] += max(0, occupied - allocated)
+                more = max(0, occupied - allocated)
+                beyond[request_id] += more if more < BLOCK or self._cannot_allocate(machine) else 0
                 counted[request_id] += allocated
             else:
                 removed += min(occupied, allocated + BLOCK)
@@ -278,6 +279,13 @@ class Watch:
         return removed + sum(
             min(more, max(0, books.rows[one].request.ask.size - counted[one]) + FOOTPRINT)
             for one, more in beyond.items()
+        )
+
+    def _cannot_allocate(self, machine: Machine) -> bool:
+        return any(
+            action.kind == "disk_fault" and action.what["function"] == "posix_fallocate"
+            for action in self._plan.actions
+            if action.what.get("machine") == machine.name
         )
 
     def _sums(self, machine: Machine) -> None:
@@ -335,7 +343,7 @@ class Watch:
             ):
                 due = now + (until - machine.process.seconds()) / (1 + SLEW) - 1.0
                 last, begun = due, now
-                if known is not None and known.state == state:
+                if known is not None and (known.state, known.life) == (state, machine.lives):
                     # The last of a body that is cut for its silence gives it a lease for no time.
                     recent = now - known.changed_at <= self._moment(machine)
                     last = known.last if recent else known.due
@@ -386,6 +394,7 @@ class Watch:
         if machine.started_ahead and machine.has_failed_to_commit:
             return  # that the clock was ahead may be what could not be noted
         now, settings = machine.process.seconds(), machine.settings
+        unseen = LITTLE + SEE_EVERY + settings.loop_interval
         most = {
             "due_at": OFFER_BACKOFF[1],
             "lease_until": settings.offer_lease,
@@ -394,7 +403,7 @@ class Watch:
         for request in machine.books.all_live():
             for name, seconds in most.items():
                 at = getattr(request, name, None)
-                if at is not None and now + seconds + LITTLE + SEE_EVERY < at < NEVER:
+                if at is not None and now + seconds + unseen < at < NEVER:
                     self._fail(
                         machine, f"lets {request.ask.request_id} wait for {at - now} s: {name}"
                     )
