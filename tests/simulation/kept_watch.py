@@ -100,10 +100,17 @@ class KeptWatch:
         jumps = any(action.kind == "jump" for action in self._history.plan.actions)
         return 1 / CATCH_UP if jumps else 1.0
 
+    def _slowest(self, machine: Machine) -> float:
+        """Seconds that a commit takes at most."""
+        plan = self._history.plan
+        slow = [action.what for action in plan.actions if action.kind == "slow_disk"]
+        return max((one["seconds"] for one in slow if one["machine"] == machine.name), default=0.0)
+
     def _over(self, machine: Machine, backup: Backup) -> bool:
         """Whether its time in the trash may be over."""
         since = self._trashed.get(backup.backup_id)
-        period = machine.settings.trash_period * self._part() - 1.0
+        # It counts from when it was asked for; we see when it was committed.
+        period = machine.settings.trash_period * self._part() - 1.0 - self._slowest(machine)
         return since is not None and self._history.timeline.now - since >= period
 
     def _locked(self, backup_id: str) -> bool:

@@ -9,7 +9,7 @@ import random
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["KINDS", "Action", "Plan", "Video", "draw"]
+__all__ = ["KINDS", "WEEK", "Action", "Plan", "Video", "draw"]
 
 CALM = 3
 """Of so many histories one has no faults, but that something may be taken away."""
