@@ -77,7 +77,7 @@ class Watch:
         self._states: dict[str, str] = {}
         self._sizes: dict[str, int] = {}
         self._owners: dict[str, tuple[str, int]] = {}
-        """Of each upload its request, and what was last counted as allocated to it."""
+        """Of each upload its request, and the most that was ever counted as allocated to it."""
         self._capabilities: dict[str, str] = {}
         self.kept = KeptWatch(history)
         self._leases: dict[str, _Lease] = {}
@@ -188,7 +188,8 @@ class Watch:
             if upload.offset < before:
                 self._fail(machine, f"went back from {before} to {upload.offset} in {upload_id}")
             self._offsets[upload_id] = upload.offset
-            self._owners[upload_id] = upload.request_id, upload.allocated
+            most = max(upload.allocated, self._owners.get(upload_id, ("", 0))[1])
+            self._owners[upload_id] = upload.request_id, most
             if upload.offset > self._sizes[upload.request_id]:
                 self._fail(machine, f"took {upload.offset} bytes for {request.ask.size}")
             if not upload.offset or state_name(request) == "STORING":
@@ -264,15 +265,16 @@ class Watch:
         beyond, counted = Counter[str](), Counter[str]()
         for name in machine.disk.names(INCOMING):
             occupied = machine.disk.occupied(f"{INCOMING}/{name}") or 0
-            request_id, allocated = self._owners.get(name, ("", 0))
+            request_id, most = self._owners.get(name, ("", 0))
             if request_id not in books.alive:
                 continue
             if name in books.uploads:
-                more = max(0, occupied - allocated)
-                beyond[request_id] += more if more < BLOCK or self._cannot_allocate(machine) else 0
-                counted[request_id] += allocated
+                counted[request_id] += (now := books.uploads[name][1].allocated)
+                # What is not counted any more is freed next.
+                if occupied < most + BLOCK or self._cannot_allocate(machine):
+                    beyond[request_id] += max(0, occupied - now)
             else:
-                removed += min(occupied, allocated + BLOCK)
+                removed += min(occupied, most + BLOCK)
         for request_id, row in books.alive.items():
             if isinstance(row.request, Storing):
                 beyond[request_id] += FOOTPRINT
