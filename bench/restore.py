@@ -1,6 +1,6 @@
 """How fast a kept file is given back, beside nginx with ``sendfile``: both give the same file.
 
-It is either wholly in the page cache or not at all, and all of it is asked for, or a range.
+It is either wholly in the page cache or not at all, and all of it is asked for, half, or a little.
 """
 
 from __future__ import annotations
@@ -55,7 +55,12 @@ def measure(bench: Bench) -> Iterator[Row]:
                 "nginx": (nginx, f"http://localhost:{nginx.port}/kept"),
                 PAST: (nginx, f"http://localhost:{direct}/kept"),
             }
-            for span, what in (("", size), (_middle(bench.size), f"{RANGE / MIB:.0f} MiB of it")):
+            half = bench.size // 2
+            for span, what in (
+                ("", size),
+                (_middle(bench.size, half), f"{half / GIB:g} GiB of it"),
+                (_middle(bench.size, RANGE), f"{RANGE / MIB:.0f} MiB of it"),
+            ):
                 left: dict[str, list[float]] = {name: [] for name in links}
                 entrants = [
                     _entrant(f"{name} {state}", server, link, span, kept, state, left[name])
@@ -134,9 +139,15 @@ def _check(link: str, digest: str) -> None:
         raise RuntimeError("what came back is not what was sent")
 
 
-def _middle(size: int) -> str:
-    start = (size - RANGE) // 2
-    return f"{start}-{start + RANGE - 1}"
+def _middle(size: int, length: int) -> str:
+    start = (size - length) // 2
+    return f"{start}-{start + length - 1}"
+
+
+def _length(span: str, size: int) -> int:
+    """Bytes of a range, or of all."""
+    start, _, last = span.partition("-")
+    return int(last) - int(start) + 1 if span else size
 
 
 def _entrant(
@@ -152,7 +163,7 @@ def _entrant(
     """Downloads, from the cache or the disk; ``left`` gets what a cold run leaves in the cache."""
     command = ["curl", "-qsS", "--noproxy", "*", "--fail", "-o", "/dev/null"]
     command += ["-w", "%{size_download} %{time_total}", *(["-r", span] if span else []), link]
-    length = RANGE if span else kept.stat().st_size
+    length = _length(span, kept.stat().st_size)
 
     def go() -> Run:
         with server.watched() as usage:
@@ -171,7 +182,7 @@ def _entrant(
 def _disk(kept: Path, span: str) -> Entrant:
     """What the disk gives to whoever reads past the page cache, and does nothing else."""
     size = kept.stat().st_size
-    start, length = (int(span.partition("-")[0]), RANGE) if span else (0, size)
+    start, length = int(span.partition("-")[0] or 0), _length(span, size)
     command = ["dd", f"if={kept}", "of=/dev/null", "bs=2M", "iflag=direct,skip_bytes,count_bytes"]
     command += [f"skip={start}", f"count={length}"]
 
