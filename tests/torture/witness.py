@@ -7,9 +7,11 @@ import http.client
 import os
 import queue
 import random
+import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
@@ -52,6 +54,37 @@ class Cut(NoAnswer):
     """The connection broke."""
 
 
+class Gate:
+    """Many pass at once, or one who wants to be alone."""
+
+    def __init__(self) -> None:
+        self._free = threading.Condition()
+        self._inside = 0
+        self._closed = False
+
+    def __enter__(self) -> None:
+        with self._free:
+            self._free.wait_for(lambda: not self._closed)
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._free:
+            self._inside -= 1
+            self._free.notify_all()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """While nobody is inside, and nobody comes in."""
+        with self._free:
+            self._closed = True
+            self._free.wait_for(lambda: not self._inside)
+            try:
+                yield
+            finally:
+                self._closed = False
+                self._free.notify_all()
+
+
 class Video:
     """One video on its way to a daemon, by one of `KINDS`.
 
@@ -68,6 +101,7 @@ class Video:
         """Bytes that are sent in one piece at most."""
         self.stop_before_end = False
         """Whether the last step, which stores it, is left out for now."""
+        self.gate = Gate()
         self.sender = PlainSender()
         self.status_url: str | None = None
         self.acknowledged: dict[str, int] = {}
@@ -228,7 +262,8 @@ class Video:
 
     def _heard(self, ask: Callable[[], Answer]) -> Answer:
         try:
-            return ask()
+            with self.gate:
+                return ask()
         except (OSError, http.client.HTTPException) as error:
             raise Cut(f"{type(error).__name__}: {error}") from error
 
@@ -279,6 +314,8 @@ class Witness:
     def __init__(self, daemon: Daemon, chance: random.Random) -> None:
         self.daemon = daemon
         self.videos: list[Video] = []
+        self.gate = Gate()
+        """Every request goes through it."""
         self._chance = chance
         self._count = 0
 
@@ -300,6 +337,7 @@ class Witness:
         name = f"{self._count} of {kind}".replace(" ", "-")
         data = self._chance.randbytes(size)
         made = Video(self.daemon, kind, name, data, random.Random(self._chance.random()))
+        made.gate = self.gate
         self.videos.append(made)
         return made
 
