@@ -46,7 +46,8 @@ async def take_notice(
     complete_link: str,
     authentic: Callable[[str], None],
 ) -> Entry:
-    """Make the entry that is meant READY, durably; a repeat changes nothing.
+    """Make the entry that is meant READY, durably; a repeat changes nothing. One that has come back
+    from this very link is made to ask instead.
 
     ``authentic`` raises `Forbidden` unless the notice is of the server that it is given.
     One that is sent again is tried for ``again_for`` seconds. Raises `Invalid` for malformed

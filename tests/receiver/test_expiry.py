@@ -93,15 +93,39 @@ class LeaseTests(WorldCase):
         assert self.world.queue.busy() == {}
         assert self.world.uploads()[0].offset == 2
 
-    def test_cut_and_not_over_yet(self) -> None:
-        """The sender was there a moment ago, and has its lease, however slow our disk is."""
-        off = ManualOff()
+    def reread(self, off: ManualOff) -> tuple[World, str]:
+        """A request of which two bytes are kept, that have to be read again to go on."""
         world = self.make("manual", off=off)
         request_id = world.offered(size=100)
         first = world.receive(request_id, world.source(b"12", UploadCut("lost")), 4)
         off.release_all()
         self.raises(UploadCut, first)
         world.intake._digests = Digests()
+        return world, request_id
+
+    def test_one_is_silent_and_one_was_cut(self) -> None:
+        """The one that was there a moment ago counts: its lease is not taken for the other's."""
+        request_id = self.world.offered(size=100)
+        silent, cut = self.world.source(b"12"), self.world.source(b"34")
+        parts = [self.world.create(request_id, 50, partial=True) for _ in range(2)]
+        works = [
+            self.world.receive(request_id, source, 50, upload_id=part.upload_id, offset=0)
+            for source, part in zip((silent, cut), parts, strict=True)
+        ]
+        self.clock.advance(LEASE)
+        set_attribute(self, cut, "silent_for", lambda: inf)
+        now(go_on(self.world.intake.lapse(request_id)))
+        for work in works:
+            self.raises(UploadCut, work)
+        assert self.world.state(request_id) == "RECEIVING"
+        self.clock.advance(LEASE)
+        self.world.sweep()
+        assert self.world.state(request_id) == "PENDING"
+
+    def test_cut_and_not_over_yet(self) -> None:
+        """The sender was there a moment ago, and has its lease, however slow our disk is."""
+        off = ManualOff()
+        world, request_id = self.reread(off)
         source = world.source(UploadCut("lost"))
         done = world.receive(request_id, source, 2, offset=2)
         off.release()
@@ -115,6 +139,21 @@ class LeaseTests(WorldCase):
         assert world.state(request_id) == "RECEIVING"
         self.clock.advance(LEASE)
         now(go_on(world.intake.lapse(request_id)))
+        assert world.state(request_id) == "PENDING"
+
+    def test_cut_when_its_time_was_over(self) -> None:
+        """Being cut is no sign of life: nobody gets a new lease for it."""
+        off = ManualOff()
+        world, request_id = self.reread(off)
+        source = world.source(UploadCut("lost"))
+        done = world.receive(request_id, source, 2, offset=2)
+        off.release()
+        set_attribute(self, source, "silent_for", lambda: inf)
+        self.clock.advance(LEASE)
+        lapsing = go_on(world.intake.lapse(request_id))
+        off.release_all()
+        self.raises(UploadCut, done)
+        now(lapsing)
         assert world.state(request_id) == "PENDING"
 
     def test_trickle(self) -> None:
@@ -134,12 +173,7 @@ class LeaseTests(WorldCase):
     def test_rereading(self) -> None:
         """Nor is the turn lost while it is we who read a kept prefix again."""
         off = ManualOff()
-        world = self.make("manual", off=off)
-        request_id = world.offered(size=100)
-        first = world.receive(request_id, world.source(b"12", UploadCut("lost")), 4)
-        off.release_all()
-        self.raises(UploadCut, first)
-        world.intake._digests = Digests()
+        world, request_id = self.reread(off)
         set_attribute(self, digests, "REREAD", 1)
         source = world.source(b"34", b"")
         done = world.receive(request_id, source, 2, offset=2)

@@ -16,6 +16,7 @@ from twisted.internet.task import Clock
 
 from backupd.peer.open_file import FileDigest, FileState
 from backupd.peer.tus import Tus
+from backupd.sender import lanes
 from backupd.sender.delivery import MIB
 from backupd.sender.lanes import Lanes
 from backupd.sender.parts import InParts
@@ -135,6 +136,27 @@ def test_a_small_file_goes_whole_however_long_the_way(case: Case) -> None:
     assert server_of(case).made == 1
 
 
+def test_another_connection_does_not_wait_for_the_end_of_a_part(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A part that an earlier process began may be as large as an eighth of the file; each piece of
+    it that arrives tells."""
+    monkeypatch.setattr(lanes, "LEAST", MIB)
+    server = server_of(case)
+
+    def no_more_than(method: str, path: str, headers: Mapping[str, str]) -> Told | None:
+        return Told(413) if int(headers.get("content-length", 0)) > MIB else None
+
+    server.refuse = no_more_than
+    entry = ready(case, DATA)
+    case.turn()
+    assert (case.state(entry), bytes(server.whole.data)) == ("VERIFIED", DATA)
+    (_, length, _), *_ = json.loads(str(case.entry(entry).uploads))["parts"]
+    assert length > 2 * MIB
+    asked = [method for method, _, _ in server.seen if method in ("POST", "PATCH")]
+    assert asked[:4] == ["POST", "PATCH", "PATCH", "POST"], "one too large, one piece, and a part"
+
+
 class Digest:
     """Follows at once, as far as it is asked to."""
 
@@ -158,13 +180,13 @@ def test_what_has_arrived_is_followed_also_when_a_later_part_was_first() -> None
     async def standing(url: str) -> int:
         return 0
 
-    lanes = Lanes(0.2)
-    lanes.wanted, lanes.settled = 2, True
+    two = Lanes(0.2)
+    two.wanted, two.settled = 2, True
     sending = InParts(
         Places(LINK, parts=tuple(parts)),
         tus=cast(Tus, SimpleNamespace(standing=standing)),
         digest=cast(FileDigest, digest),
-        lanes=lanes,
+        lanes=two,
         clock=clock,
         send=send,
         record=lambda places: succeed(None),

@@ -177,7 +177,7 @@ class Direct:
             self._over[url] = None
             return None
         self._told(url, reply, len(content))
-        self._lengths[url] = int(reply.headers.get("Upload-Length", 0))
+        self._lengths[url] = int(reply.headers["Upload-Length"])
         offset = reply.headers.get("Upload-Offset")
         return None if offset is None else int(offset)
 

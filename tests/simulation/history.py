@@ -29,8 +29,8 @@ from tests.simulation.timeline import START, Owner, Timeline
 __all__ = ["History", "Outcome", "run"]
 
 MOST_STEPS = 300_000
-STEPS = 10
-"""Steps at most, and for every second more."""
+STEPS_A_SECOND = 10
+"""So many steps at most, and so many more for each simulated second."""
 
 MOST_LIVES = 200
 OPERATOR = {"Authorization": f"Bearer {CONTROL}"}
@@ -192,7 +192,7 @@ class History(Acts):
                 machine.dirty = False
                 self.watch.look(machine)
                 self.take_what_is_there(machine)
-        most = MOST_STEPS + STEPS * (self.timeline.now - START)
+        most = MOST_STEPS + STEPS_A_SECOND * (self.timeline.now - START)
         if self.timeline.steps > most:
             raise Violation(f"It goes round in circles: {most:.0f} steps and no end.")
 

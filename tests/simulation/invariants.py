@@ -269,10 +269,11 @@ class Watch:
             if request_id not in books.alive:
                 continue
             if name in books.uploads:
-                counted[request_id] += (now := books.uploads[name][1].allocated)
+                allocated = books.uploads[name][1].allocated
+                counted[request_id] += allocated
                 # What is not counted any more is freed next.
                 if occupied < most + BLOCK or self._cannot_allocate(machine):
-                    beyond[request_id] += max(0, occupied - now)
+                    beyond[request_id] += max(0, occupied - allocated)
             else:
                 removed += min(occupied, most + BLOCK)
         for request_id, row in books.alive.items():
@@ -284,6 +285,7 @@ class Watch:
         )
 
     def _cannot_allocate(self, machine: Machine) -> bool:
+        """Whether its volume may say so, at some time."""
         return any(
             action.kind == "disk_fault" and action.what["function"] == "posix_fallocate"
             for action in self._plan.actions

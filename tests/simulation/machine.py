@@ -114,7 +114,7 @@ class Machine:
         self.started_ahead = False
         """A daemon of it has begun with a wall clock that was ahead, and believed it."""
         self.has_failed_to_commit = False
-        """Since then."""
+        """Since then: it may not have been able to note that."""
         self.lives = 0
         self.started_at = 0.0
         self.process: Process | None = None

@@ -198,8 +198,8 @@ def read_only(trial: Trial) -> None:
     volume = trial.volume
 
     def fail() -> None:
-        # A sync that the abort of ext4's journal overtakes may, we think, be answered with success
-        # though nothing was written (docs/durability.md): no answer may stand on one.
+        # A sync that the abort of ext4's journal overtakes may be answered with success though its
+        # bytes are lost (`false_syncs`): no answer that is looked at may stand on one.
         with trial.witness.gate.alone():
             volume.fail()
 
