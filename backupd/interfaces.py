@@ -517,7 +517,7 @@ class ILedger(Interface):
         """
 
     def close() -> Deferred[None]:
-        """Commit what waits, then let go."""
+        """Commit what waits, then let go; what is asked from now on fails."""
 
     def watch(observer: Callable[[BackupRequest], None]) -> None:
         """Call ``observer``, on the reactor thread, with every request that a commit changed."""

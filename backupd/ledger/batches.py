@@ -71,11 +71,15 @@ class Batches:
         self._waiting: list[_Waiting[Any]] = []
         self._running = False
         self.failing: str | None = None
+        self._closed = False
         self._idle: list[Deferred[None]] = []
 
     def submit(self, step: Step[T]) -> Deferred[T]:
         """Run ``step`` in one of the next transactions; fires once that is committed."""
         done: Deferred[T] = Deferred()
+        if self._closed:
+            done.errback(LedgerFailed("The ledger is closed."))
+            return done
         if len(self._waiting) >= MAX_WAITING:
             done.errback(Busy("Too many steps are waiting for the ledger; try again shortly."))
             return done
@@ -83,8 +87,9 @@ class Batches:
         self._pump()
         return done
 
-    def when_idle(self) -> Deferred[None]:
-        """Fires once everything submitted so far has been settled."""
+    def close(self) -> Deferred[None]:
+        """Take nothing more; fires once everything submitted so far has been settled."""
+        self._closed = True
         done: Deferred[None] = Deferred()
         if self._running or self._waiting:
             self._idle.append(done)

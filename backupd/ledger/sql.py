@@ -152,7 +152,7 @@ class SqlLedger:
         def shut(_: object) -> Deferred[None]:
             return self._read_off(self._shut)
 
-        return self._batches.when_idle().addCallback(shut)
+        return self._batches.close().addCallback(shut)
 
     def _shut(self) -> None:
         for connection in {self._writer, self._reader}:

@@ -368,12 +368,24 @@ def test_close_commits_what_waits(ledger: SqlLedger, off: WhenTold) -> None:
         off.run()
     result_of(closed)
     assert all(result_of(answer)[0] is not None for answer in answers)
-    late = admit(ledger, "late")
-    off.run()
     with pytest.raises(LedgerFailed, match="closed"):
-        result_of(late)
+        result_of(admit(ledger, "late"))
     with pytest.raises(LedgerFailed, match="closed"):
         result_of(ledger.all_live())
+
+
+def test_nothing_is_begun_while_it_closes(tmp_path: Path, off: WhenTold) -> None:
+    """The threads of reading and writing are two: no step may find its connection being closed."""
+    reading = WhenTold()
+    ledger = SqlLedger(f"sqlite:///{tmp_path}/other", write_off=off, read_off=reading)
+    ledger.open()
+    closed = ledger.close()
+    late = admit(ledger, "late")
+    assert not off.waiting
+    with pytest.raises(LedgerFailed, match="closed"):
+        result_of(late)
+    reading.run()
+    result_of(closed)
 
 
 def test_stored_and_released_in_one_commit(ledger: SqlLedger, off: WhenTold) -> None:
