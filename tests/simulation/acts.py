@@ -323,6 +323,7 @@ class Acts:
         backup_id, trash = kept[what["pick"] % len(kept)], service.trash
         match what["how"]:
             case "delete":
+                self.watch.kept.deletion_asked(backup_id)
                 work: Any = trash.delete(backup_id, by="operator", operator=what["operator"])
             case "remove":
                 self.watch.kept.removal_asked(backup_id)

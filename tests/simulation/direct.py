@@ -38,6 +38,7 @@ class Direct:
         self._what = what
         self._rng = random.Random(f"{history.plan.seed}:direct:{what['number']}")
         self._content = self._rng.randbytes(what["size"])
+        self._video = f"d{what['number'] // 2 if what['twice'] else what['number']}"
         self._least: dict[str, int] = {}
         self._lengths: dict[str, int] = {}
         self._over: dict[str, None] = {}
@@ -52,8 +53,7 @@ class Direct:
             self._history.visiting -= 1
 
     async def _go(self) -> None:
-        what, content = self._what, self._content
-        video = f"d{what['number'] // 2 if what['twice'] else what['number']}"
+        what, content, video = self._what, self._content, self._video
         self._history.watch.allow(self._peer, video, content)
         halves = len(content) > 1 and self._rng.random() < 0.3
         if not halves:
@@ -144,7 +144,8 @@ class Direct:
                 stands = await self._look(url, content)
                 if stands is not None and stands < len(content):
                     headers = {"Upload-Offset": str(stands + 1)}
-                    self._refused(await self._request("PATCH", url, headers, b"x"), step)
+                    data = content[stands + 1 : stands + 2] or b"x"
+                    self._refused(await self._request("PATCH", url, headers, data), step)
             case "wrong checksum":
                 stands = await self._look(url, content)
                 if stands is not None and stands < len(content):
@@ -160,6 +161,9 @@ class Direct:
                 if stands is not None and self._lengths.get(url) == len(content):
                     headers = {"Upload-Offset": str(stands)}
                     data = content[stands:] + b"more"
+                    if self._what["twice"]:
+                        # Meanwhile another may have begun one that is longer.
+                        self._history.watch.allow(self._peer, self._video, content + b"more")
                     self._refused(await self._request("PATCH", url, headers, data), step)
             case "end it":
                 if rng.random() < 0.2:

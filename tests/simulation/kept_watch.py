@@ -30,6 +30,7 @@ class KeptWatch:
         self._listed: dict[str, dict[str, Backup]] = {}
         self._known: dict[str, None] = {}
         self._trashed: dict[str, float] = {}
+        self._deletions: dict[str, float] = {}
         self._asked: dict[str, float] = {}
         self._locks: dict[str, tuple[float, float]] = {}
         self._now: dict[str, None] = {}
@@ -43,6 +44,10 @@ class KeptWatch:
     def lock_asked(self, backup_id: str, seconds: float) -> None:
         """The operator asks for a lock of so many seconds."""
         self._asked[backup_id] = seconds
+
+    def deletion_asked(self, backup_id: str) -> None:
+        """The operator wants it in the trash."""
+        self._deletions.setdefault(backup_id, self._history.timeline.now)
 
     def removal_asked(self, backup_id: str) -> None:
         """The operator wants it gone at once."""
@@ -101,16 +106,20 @@ class KeptWatch:
         return 1 / CATCH_UP if jumps else 1.0
 
     def _slowest(self, machine: Machine) -> float:
-        """Seconds that a commit takes at most."""
+        """Seconds that a commit takes at most, with some that were there before it."""
         plan = self._history.plan
         slow = [action.what for action in plan.actions if action.kind == "slow_disk"]
-        return max((one["seconds"] for one in slow if one["machine"] == machine.name), default=0.0)
+        return 4 * max(
+            (one["seconds"] for one in slow if one["machine"] == machine.name), default=0.0
+        )
 
     def _over(self, machine: Machine, backup: Backup) -> bool:
         """Whether its time in the trash may be over."""
         since = self._trashed.get(backup.backup_id)
-        # It counts from when it was asked for; we see when it was committed.
-        period = machine.settings.trash_period * self._part() - 1.0 - self._slowest(machine)
+        period = machine.settings.trash_period * self._part() - 1.0
+        if backup.deleted_by == RETENTION:
+            # It counts from when that was decided; we see when it was committed.
+            period -= self._slowest(machine)
         return since is not None and self._history.timeline.now - since >= period
 
     def _locked(self, backup_id: str) -> bool:
@@ -129,8 +138,10 @@ class KeptWatch:
         now, backup_id = self._history.timeline.now, backup.backup_id
         if backup.deleted_at is None:
             self._trashed.pop(backup_id, None)
+            self._deletions.pop(backup_id, None)
         elif backup_id not in self._trashed:
-            self._trashed[backup_id] = now
+            by_operator = backup.deleted_by != RETENTION
+            self._trashed[backup_id] = self._deletions.get(backup_id, now) if by_operator else now
             self._history.outcome.moves["kept -> trash"] += 1
             if self._locked(backup_id):
                 self.fail(machine, f"has put {backup_id} into the trash, which is locked")
