@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
-from backupd.interfaces import Entry, Totals
+from backupd.interfaces import Entry, Totals, Upload
 from backupd.own_time import SLEW
 from backupd.receiver.trash import SEE_EVERY
 from backupd.requests import (
@@ -74,6 +74,8 @@ class Watch:
         self._out: dict[tuple[str, str], float] = {}
         self._wants_out: dict[tuple[str, str], None] = {}
         self._offsets: dict[str, int] = {}
+        self._before: dict[str, dict[str, Upload]] = {}
+        """What uploads each machine had at the last look."""
         self._states: dict[str, str] = {}
         self._sizes: dict[str, int] = {}
         self._owners: dict[str, tuple[str, int]] = {}
@@ -180,6 +182,7 @@ class Watch:
 
     def _uploads(self, machine: Machine) -> None:
         books = machine.books
+        self._remembered(machine)
         for upload_id, (_, upload) in books.uploads.items():
             request = books.rows[upload.request_id].request
             if upload.request_id not in books.alive:
@@ -219,6 +222,27 @@ class Watch:
                     machine,
                     f"recorded {upload.offset} bytes of {upload_id} that a power cut would take",
                 )
+
+    def _remembered(self, machine: Machine) -> None:
+        """A start forgets nothing that was acknowledged: nobody can have ended an upload or begun
+        it anew meanwhile, so only what somebody has taken away may be gone.
+        """
+        books = machine.books
+        before = self._before.get(machine.name, {})
+        now = {upload_id: upload for upload_id, (_, upload) in books.uploads.items()}
+        self._before[machine.name] = now
+        if machine.ready:
+            return
+        taken = {before[one].request_id for one in self._taken if one in before}
+        for upload_id, upload in before.items():
+            if (
+                upload.offset
+                and upload_id not in now
+                and upload.request_id in books.alive
+                and upload.request_id not in taken
+                and not any(upload_id in one.parts and one.offset for one in now.values())
+            ):
+                self._fail(machine, f"starts without {upload.offset} bytes of {upload_id}")
 
     def _sending(self, machine: Machine) -> None:
         for entry_id, (_, entry) in machine.books.entries.items():
