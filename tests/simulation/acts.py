@@ -10,6 +10,7 @@ from backupd.errors import BackupdError
 from backupd.requests import Cancelled, Received, Storing, ended
 from tests.simulation.direct import visit_directly
 from tests.simulation.disk import Fault
+from tests.simulation.kept_watch import PEER
 from tests.simulation.machine import INCOMING, Machine
 from tests.simulation.plan import Action, Plan
 from tests.simulation.process import Process
@@ -324,7 +325,8 @@ class Acts:
         match what["how"]:
             case "delete":
                 self.watch.kept.deletion_asked(backup_id)
-                work: Any = trash.delete(backup_id, by="operator", operator=what["operator"])
+                by = "operator" if what["operator"] else PEER
+                work: Any = trash.delete(backup_id, by=by, operator=what["operator"])
             case "remove":
                 self.watch.kept.removal_asked(backup_id)
                 work = trash.delete_now(backup_id, by="operator")

@@ -15,7 +15,11 @@ if TYPE_CHECKING:
     from tests.simulation.history import History
     from tests.simulation.machine import Machine
 
-__all__ = ["KeptWatch", "Violation"]
+__all__ = ["PEER", "KeptWatch", "Violation"]
+
+
+PEER = "peer"
+"""Who deletes and is not the operator."""
 
 
 class Violation(Exception):
@@ -28,7 +32,8 @@ class KeptWatch:
     def __init__(self, history: History) -> None:
         self._history = history
         self._listed: dict[str, dict[str, Backup]] = {}
-        self._known: dict[str, None] = {}
+        self._known: dict[str, Backup] = {}
+        self._since: dict[str, float] = {}
         self._trashed: dict[str, float] = {}
         self._deletions: dict[str, float] = {}
         self._asked: dict[str, float] = {}
@@ -90,15 +95,26 @@ class KeptWatch:
                 backup_id not in self._known and hashlib.sha256(there).hexdigest() != backup.sha256
             ):
                 self.fail(machine, f"lists {backup_id} with bytes that are not its own")
+            if self._known.get(backup_id) == backup:
+                continue
             said = machine.disk.durable(f"{ROOT}/{backup.folder}/backup.json")
-            if backup_id not in self._known and said is not None:
-                try:
-                    said = said if sidecar.decode(said, backup.folder) == backup else None
-                except ValueError:
-                    said = None
-            if said is None:
+            if said is None or not self._describes(said, backup):
                 self.fail(machine, f"lists {backup_id}, whose description a power cut would take")
-            self._known[backup_id] = None
+            self._known[backup_id] = backup
+
+    def _describes(self, said: bytes, backup: Backup) -> bool:
+        """Whether the description is that of the backup; later on, whether it is kept by it for as
+        long as by the list: what takes away is on the list first, what adds beside the files.
+        """
+        try:
+            told = sidecar.decode(said, backup.folder)
+        except ValueError:
+            return False
+        if backup.backup_id not in self._known:
+            return told == backup
+        if backup.deleted_at is None and told.deleted_at is not None:
+            return False
+        return (told.locked_until or 0.0) >= (backup.locked_until or 0.0)
 
     def _part(self) -> float:
         """Of a time that has to pass, so much has to, whatever the clocks of machines do."""
@@ -136,6 +152,7 @@ class KeptWatch:
 
     def _changed(self, machine: Machine, backup: Backup, old: Backup | None) -> None:
         now, backup_id = self._history.timeline.now, backup.backup_id
+        self._since.setdefault(backup_id, now)
         if backup.deleted_at is None:
             self._trashed.pop(backup_id, None)
             self._deletions.pop(backup_id, None)
@@ -147,6 +164,8 @@ class KeptWatch:
                 self.fail(machine, f"has put {backup_id} into the trash, which is locked")
             if backup.deleted_by == RETENTION:
                 self._fallen(machine, backup)
+            if backup.deleted_by == PEER and self._young(backup_id, machine.settings.minimum_keep):
+                self.fail(machine, f"has let a peer delete {backup_id}, which is too young")
         was = None if old is None else old.locked_until
         if was is not None and (backup.locked_until is None or backup.locked_until < was):
             self.fail(machine, f"has shortened the lock of {backup_id}")
@@ -155,11 +174,20 @@ class KeptWatch:
 
     def _fallen(self, machine: Machine, backup: Backup) -> None:
         """Retention keeps the newest good ones, and what is too young."""
-        said, newer = machine.settings, self._versions(machine, backup)
+        said = machine.settings
+        good = self._versions(machine, backup)
+        newer = [one for one in good if one.stored_at >= backup.stored_at]
         if said.keep_last is None and said.keep_for is None:
             self.fail(machine, f"lets {backup.backup_id} fall out, though all is to be kept")
         if len(newer) < max(1, said.keep_last or 0):
             self.fail(machine, f"lets {backup.backup_id} fall out, which is one of the last")
+        if self._young(backup.backup_id, max(said.keep_for or 0.0, said.minimum_keep or 0.0)):
+            self.fail(machine, f"lets {backup.backup_id} fall out, which is too young")
+
+    def _young(self, backup_id: str, age: float | None) -> bool:
+        """Whether it is certain that it has not been kept for so long."""
+        kept = self._history.timeline.now - self._since[backup_id]
+        return kept < (age or 0.0) * self._part() - 1.0
 
     def _versions(self, machine: Machine, backup: Backup) -> list[Backup]:
         """The other good ones of the same video."""

@@ -9,7 +9,7 @@ from unittest.mock import patch
 from werkzeug.routing import Rule
 
 from backupd.peer import file_body
-from backupd.receiver import blocks
+from backupd.receiver import blocks, trash
 from backupd.sender import delivery
 
 __all__ = ["turned"]
@@ -26,6 +26,8 @@ def turned(knobs: Mapping[str, int]) -> Iterator[None]:
     with (
         patch.object(blocks, "BLOCK", knobs["BLOCK"]),
         patch.object(blocks, "SYNC_BYTES", knobs["SYNC_BYTES"]),
+        # Most histories are over within an hour, and what falls out of retention is to be seen.
+        patch.object(trash, "PASS_EVERY", 60.0),
         patch.object(file_body, "BLOCK", knobs["FILE_BLOCK"]),
         patch.object(file_body, "SLICE", knobs["SLICE"]),
         patch.object(delivery, "PIECES", (knobs["PIECE"], 16 * knobs["PIECE"])),

@@ -194,6 +194,10 @@ class Walk:
 
     def _finished(self, asked: Asked, reply: Reply | None, *, success: bool = True) -> None:
         self._least = 0
+        known = "" if asked.backup is None else asked.backup["backupId"]
+        there = known and not self._history.watch.kept.may_be_gone(known)
+        if there and success and reply is not None and reply.status in (409, 410, 422):
+            self._lie(f"answers {reply.status} where it had said that it is stored")
         if reply is None or reply.status != 200:
             return
         said = json.loads(reply.body)
