@@ -27,7 +27,7 @@ from typing import cast
 
 from twisted.logger import ILogObserver, globalLogBeginner
 
-from tests.simulation.coverage import ENTRY_MOVES, MOVES, STATES
+from tests.simulation.coverage import ENTRY_MOVES, MOVES, RARE, STATES
 from tests.simulation.history import Outcome, run
 from tests.simulation.plan import draw
 from tests.simulation.shrink import shrink, without
@@ -37,6 +37,8 @@ __all__ = ["ENOUGH", "Figures", "many", "ready"]
 
 ENOUGH = 2000
 """Histories that have to have been in every state, and to have made every move."""
+
+_MAY_BE = frozenset((*MOVES, *ENTRY_MOVES, *RARE))
 
 COLLECT_EVERY = 20
 """Histories after which everything that they left behind is taken apart."""
@@ -101,6 +103,9 @@ class Figures:
         """What is wrong with these histories; ``stopped`` ones need not have seen everything."""
         if self.failed:
             return f"{len(self.failed)} failed"
+        odd = [one for one in self.moves + self.entry_moves if one not in _MAY_BE]
+        if odd:
+            return f"nothing failed, but these moves must not be: {', '.join(odd)}"
         missing = sum(len(missing) for *_, missing in self.unseen())
         if missing and self.histories >= ENOUGH and not stopped:
             return f"nothing failed, but {missing} states and moves were not seen"

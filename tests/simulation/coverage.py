@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["ENTRY_MOVES", "MOVES", "STATES"]
+__all__ = ["ENTRY_MOVES", "MOVES", "RARE", "STATES"]
 
 STATES = (
     *("PENDING", "OFFERED", "RECEIVING", "RECEIVED", "STORING"),
@@ -16,7 +16,9 @@ MOVES = (
     *(f"RECEIVING -> {state}" for state in ("PENDING", "RECEIVED", "CANCELLED")),
     *(f"RECEIVED -> {state}" for state in ("PENDING", "RECEIVING", "STORING")),
     *(f"RECEIVED -> {state}" for state in ("EXPIRED", "CANCELLED")),
-    *("STORING -> STORED",),
+    *("STORING -> STORED", "kept -> trash", "kept -> gone"),
+    *("OFFERED -> EXPIRED", "RECEIVING -> EXPIRED"),
+    *(f"{state} -> FAILED" for state in ("PENDING", "RECEIVING", "RECEIVED")),
 )
 """Moves of a request that this simulation has to see."""
 
@@ -30,5 +32,14 @@ ENTRY_MOVES = (
     "READY -> ASKING",
     "SENT -> READY",
     *(f"{state} -> CANCELLED" for state in ("ASKING", "WAITING", "READY")),
+    *("ASKING -> READY", "READY -> WAITING", "SENT -> ASKING"),
 )
 """Moves of an entry of the outbox that this simulation has to see."""
+
+RARE = (
+    *("OFFERED -> FAILED", "STORING -> FAILED"),
+    *(f"{state} -> STORING" for state in ("PENDING", "OFFERED", "RECEIVING")),
+    *(f"{state} -> FAILED" for state in ("ASKING", "WAITING", "READY", "SENT")),
+    *("SENT -> WAITING", "SENT -> CANCELLED", "SENT -> UNVERIFIED", "VERIFIED -> READY"),
+)
+"""Moves that may be, and need not be seen. Any that is in none of these tables must not be."""

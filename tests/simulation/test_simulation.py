@@ -130,10 +130,12 @@ def test_what_was_not_seen_is_told() -> None:
     assert seen.wrong() is None
     del seen.entry_moves["SENT -> READY"]
     assert "1 states and moves were not seen" in str(seen.wrong())
-    assert "moves of entries: 10 of 11; not seen: SENT -> READY" in list(seen.lines(1.0, 1.0))
+    assert "moves of entries: 13 of 14; not seen: SENT -> READY" in list(seen.lines(1.0, 1.0))
     assert seen.wrong(stopped=True) is None
     seen.histories = ENOUGH - 1
     assert seen.wrong() is None
+    seen.moves["STORED -> PENDING"] += 1
+    assert "must not be: STORED -> PENDING" in str(seen.wrong())
     seen.failed.append((7, "A has 7 too many"))
     assert seen.wrong(stopped=True) == "1 failed"
 
