@@ -388,7 +388,9 @@ class AnyOrder(RuleBasedStateMachine):
 
     def mark(self, request: BackupRequest) -> None:
         name = request.ask.request_id
-        put = an_upload(name, allocated=self.blocks.get(name, 0), request_id=name)
+        # What an earlier upload has left may be more than is asked for by now; it is nobody's part.
+        allocated = min(self.blocks.get(name, 0), request.ask.size)
+        put = an_upload(name, allocated=allocated, request_id=name)
         self.change(
             request,
             lambda r: receiving(taken(r, lease_until=1, expires_at=1), lease_until=1),
