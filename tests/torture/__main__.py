@@ -44,7 +44,9 @@ class Section:
 
 SECTIONS: dict[str, Section] = {
     "kills": Section("kill -9 of either daemon under load, at any instant", ("kills",)),
-    "long": Section("all that goes on between two servers, and what it takes", ("minutes",)),
+    "long": Section(
+        "all that goes on between two servers, and what it takes", ("minutes", "restarts")
+    ),
     "disks": Section("volumes that others fill, that fail and have no inodes left"),
     "syscalls": Section("system calls that fail, each at its n-th call"),
     "forgetful": Section("power cuts, on a file system that forgets what is not synced"),
@@ -64,9 +66,10 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--kills", type=int, default=1000, help="how many, 1000")
     parser.add_argument("--minutes", type=float, default=60.0, help="of the long run, 60")
+    parser.add_argument("--restarts", type=int, default=8, help="of a daemon in the long run, 8")
     options = parser.parse_args(arguments)
-    if options.kills < 1 or options.minutes <= 0:
-        parser.error("--kills is 1 at least, and --minutes more than 0")
+    if options.kills < 1 or options.minutes <= 0 or options.restarts < 0:
+        parser.error("--kills is 1 at least, --minutes more than 0, and --restarts none or more")
     seed = secrets.randbelow(2**31) if options.seed is None else options.seed
     print(f"seed {seed}", flush=True)
     failed = []

@@ -52,8 +52,6 @@ CLIENTS: tuple[type[Client], ...] = (
     *(Leaves, Takes, Refuses, Looks),
 )
 
-RESTARTS = tuple(at / 9 for at in range(1, 9))
-
 
 class Troubles(threading.Thread):
     """Cuts connections, and ends daemons from time to time."""
@@ -95,13 +93,16 @@ def run(
     clients: Sequence[type[Client]] = CLIENTS,
     size: Callable[[random.Random], int] = size,
     rest: float = 1.2,
-    restarts: Sequence[float] = RESTARTS,
+    restarts: int | Sequence[float] = 8,
     environment: Mapping[str, str] | None = None,
 ) -> None:
     """So many minutes; the plot is left in ``build/``.
 
-    ``restarts`` says after which shares of the run a daemon is ended and started again.
+    ``restarts`` says after which shares of the run a daemon is ended and started again, or how
+    often, evenly.
     """
+    if isinstance(restarts, int):
+        restarts = [at / (restarts + 1) for at in range(1, restarts + 1)]
     seconds = 60 * minutes
     with (
         scratch("long") as folder,
