@@ -12,7 +12,7 @@ import sqlite3
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,9 @@ __all__ = ["Books", "Unreadable", "dead", "figure", "living", "promises_add_up"]
 
 Unreadable = sqlite3.Error
 """What reading a ledger raises while it is not there, or is being made."""
+
+LINK = re.compile("^/api/v1/(?:backup/receive-backup|uploads)/")
+"""Behind it are the request's capability and, below a link, the upload's id."""
 
 WINDOW = 2 * MIB
 """Bytes that are compared before each offset; the digests compare all of them in the end."""
@@ -40,9 +43,12 @@ class Books:
         self._root = root
         connection.row_factory = sqlite3.Row
         connection.execute("BEGIN")
-        self.live = connection.execute("SELECT * FROM requests WHERE ended_at IS NULL").fetchall()
+        requests = connection.execute("SELECT * FROM requests").fetchall()
+        self.live = [one for one in requests if one["ended_at"] is None]
+        self._by_capability = {one["capability"]: one for one in requests}
         self.uploads = connection.execute(
             "SELECT u.*, r.video, r.state FROM uploads u JOIN requests r USING (request_id)"
+            " ORDER BY u.seq"
         ).fetchall()
         self.backups = connection.execute("SELECT * FROM backups").fetchall()
         self.entries = connection.execute("SELECT state, over FROM entries").fetchall()
@@ -65,18 +71,42 @@ class Books:
             found[state] += 1
         return found
 
-    def check_uploads(self, videos: dict[int, Video], acknowledged: dict[str, int]) -> None:
-        """Nothing acknowledged is missing, and the bytes are those that were sent."""
-        found = {one["upload_id"]: one for one in self.uploads}
-        for upload_id, offset in acknowledged.items():
-            one = found.get(upload_id)
-            assert one is None or one["offset"] >= offset, (
-                f"{offset} bytes of upload {upload_id} were acknowledged, "
-                f"and the ledger has {one['offset']}"
-            )
+    def check_acknowledged(self, acknowledged: dict[str, int]) -> None:
+        """All that was acknowledged, by the path of the upload, is there or stored.
+
+        For uploads that nobody ends, gives up or lets run out.
+        """
+        for path, offset in acknowledged.items():
+            there, says = self._reached(path)
+            told = f"{offset} bytes were acknowledged at {path}, and the ledger has"
+            assert there is not None, f"{told} no such upload ({says})"
+            assert there >= offset, f"{told} {there} ({says})"
+
+    def _reached(self, path: str) -> tuple[int | None, str]:
+        """How far the upload at a path has come, None if it is not there; its request's state."""
+        capability, _, upload_id = LINK.sub("", path).partition("/")
+        request = self._by_capability.get(capability)
+        if request is None:
+            return None, "no such request"
+        state = f"request {request['request_id']} is {request['state']}"
+        if request["state"] in ("STORING", "STORED"):
+            return request["size"], state
+        if request["state"] == "RECEIVED" and not upload_id:
+            return request["received_size"], state
+        own = [one for one in self.uploads if one["request_id"] == request["request_id"]]
+        if upload_id:
+            found = [one["offset"] for one in own if one["upload_id"] == upload_id]
+            found += [one["length"] for one in own if _has_joined(one, upload_id, own)]
+        else:
+            # What the link itself tells of.
+            found = [one["offset"] for one in own if not (one["partial"] or one["parts"])][-1:]
+        return max(found, default=None), state
+
+    def check_bytes(self, videos: dict[int, Video]) -> None:
+        """The bytes before each offset are those that were sent."""
         for one in self.uploads:
-            if one["partial"] or one["parts"] or one["state"] == "STORING" or not one["offset"]:
-                continue  # the digest of the whole is all that says what their bytes should be
+            if one["partial"] or one["state"] == "STORING" or not one["offset"]:
+                continue  # of a part nobody here knows where in its video it begins
             number = re.sub("^direct-", "", one["video"])
             video = videos.get(int(number)) if number.isdigit() else None
             if video is not None:
@@ -134,6 +164,15 @@ class Books:
             if not (names or files) and here not in places | above | {".backupd/incoming"}:
                 found.append(f"{here}/")
         return found
+
+
+def _has_joined(final: sqlite3.Row, part_id: str, uploads: Sequence[sqlite3.Row]) -> bool:
+    """Whether ``final`` has the bytes of this part, or some of them and the part the others."""
+    parts = final["parts"].split()
+    if part_id not in parts:
+        return False
+    left = sum(one["offset"] for one in uploads if one["upload_id"] in parts)
+    return bool(final["offset"] + left >= final["length"])
 
 
 @contextmanager

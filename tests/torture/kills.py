@@ -102,6 +102,9 @@ class Killer:
             victim.wait_ready()
         self.recovered.append(time.monotonic() - began)
         if self.scene.receiver in victims:
+            # Recovery has forgotten nothing of what it found.
+            acknowledged = self.scene.wire.offsets()
+            books.living(self.scene.receiver).check_acknowledged(acknowledged)
             books.promises_add_up(self.scene.receiver)
 
     def _before_it_is_ready(self, victim: Daemon) -> None:
@@ -122,7 +125,8 @@ class Killer:
         self.requests += found.states()
         with self.scene.lock:
             videos, stored = dict(self.scene.videos), dict(self.scene.stored)
-        found.check_uploads(videos, self.scene.wire.offsets())
+        found.check_acknowledged(self.scene.wire.offsets())
+        found.check_bytes(videos)
         found.check_backups(stored)
         found.check_parts()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import socket
 import threading
+from collections import Counter
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
@@ -16,9 +17,12 @@ HEAD = re.compile(
     rb"(PATCH|HEAD|POST|PUT) (?:http://[^/ ]+)?"
     rb"(/api/v1/(?:backup/receive-backup|uploads)/[^ ?]+)[^ ]* HTTP/1\.1\r\n"
 )
+LINK = re.compile("/api/v1/(?:backup/receive-backup|uploads)/[^/]+")
 OFFSET = re.compile(rb"\r\nupload-offset: *([0-9]+)\r\n", re.IGNORECASE)
 STATUS = re.compile(rb"HTTP/1\.1 ([2-5][0-9][0-9]) ")
 CREATES = re.compile(rb"\r\n(?:tus-resumable|upload-length|content-type: *application/json)", re.I)
+GONE = (b"403", b"404", b"410")
+"""The statuses that say that an upload is not there, or not any more."""
 LONGEST = 64 * 1024
 """Bytes that the head of a message may have."""
 
@@ -66,14 +70,16 @@ class Wire(Cutter):
     def __post_init__(self) -> None:
         self._reading = threading.Lock()
         self._uploads: dict[str, _Upload] = {}
+        self._gone: Counter[str] = Counter()
+        """Bytes of uploads that are gone, by their link: whoever begins anew there sends these."""
         self._exchanges: WeakKeyDictionary[socket.socket, _Exchange] = WeakKeyDictionary()
         super().__init__()
 
     def offsets(self) -> dict[str, int]:
-        """What was acknowledged of each upload, by the last part of its path."""
+        """What was acknowledged of each upload, by its path."""
         with self._reading:
             return {
-                path.rpartition("/")[2]: upload.acknowledged
+                path: upload.acknowledged
                 for path, upload in self._uploads.items()
                 if upload.acknowledged
             }
@@ -84,6 +90,7 @@ class Wire(Cutter):
         with self._reading:
             for one in [one for one in self._uploads if one.startswith(path)]:
                 del self._uploads[one]
+            self._gone.pop(_link_of(path), None)
 
     # -- what passes by ---------------------------------------------------------------------------
 
@@ -116,8 +123,9 @@ class Wire(Cutter):
         exchange.path = path
         upload = self._uploads.setdefault(path, _Upload())
         if exchange.at is not None:
-            if upload.sent > exchange.at:
-                self.resent.append(upload.sent - exchange.at)
+            again = max(0, upload.sent - exchange.at) + self._gone.pop(_link_of(path), 0)
+            if again:
+                self.resent.append(again)
             upload.sent = exchange.at
             if exchange.whole:
                 upload.acknowledged = 0
@@ -149,6 +157,10 @@ class Wire(Cutter):
         upload, status = self._uploads.get(exchange.path), STATUS.match(head)
         if upload is None or status is None or upload.begun != exchange.begun:
             return
+        if status[1] in GONE:
+            self._gone[_link_of(exchange.path)] += upload.sent
+            upload.sent = 0
+            return
         offset = OFFSET.search(head)
         if offset is not None:
             now = int(offset[1])
@@ -164,3 +176,9 @@ class Wire(Cutter):
             )
         self.acknowledged += max(0, now - upload.acknowledged)
         upload.acknowledged = max(upload.acknowledged, now)
+
+
+def _link_of(path: str) -> str:
+    """The link that an upload was made at: the path up to the capability."""
+    found = LINK.match(path)
+    return path if found is None else found[0]
