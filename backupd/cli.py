@@ -276,8 +276,8 @@ def _advance(bars: Progress, task: TaskID, done: int) -> None:
 def _verify(api: Api, backup: Any, done: Callable[[int], None]) -> Any:
     """Ask for one verification and wait for its end."""
     path = f"/api/v1/backups/{part(backup['backupId'])}"
-    api.call("POST", f"{path}/verify")
     try:
+        api.call("POST", f"{path}/verify")
         now = api.call("GET", path)
         while "verifying" in now:
             done(now["verifying"]["readBytes"])

@@ -461,7 +461,10 @@ class BackupService(Service):
     def _start_failed(self, failure: Failure) -> None:
         if not self.running and failure.check(CancelledError):
             return
-        self._log.failure("backupd could not start", failure)
+        if failure.check(BackupdError):
+            self._log.critical("backupd could not start: {why}", why=failure.getErrorMessage())
+        else:
+            self._log.failure("backupd could not start", failure)
         if not self.running:
             return
         self._tell_init(f"STATUS={failure.getErrorMessage()}")

@@ -7,19 +7,21 @@ from typing import Any, cast
 import pytest
 
 from backupd import cli
-from backupd.control import Api
+from backupd.control import Api, ApiFailed
 
 LISTED = {"backupId": "1", "size": 9, "problem": None, "verifiedAt": "2026-01-01T00:00:00.000Z"}
 READING = {"verifying": {"readBytes": 4, "size": 9}}
 
 
 class Daemon:
-    """Answers one look after the other."""
+    """Answers one look after the other, until the backup is gone."""
 
     def __init__(self, *looks: dict[str, Any]) -> None:
         self.looks = list(looks)
 
     def call(self, method: str, path: str) -> Any:
+        if not self.looks:
+            raise ApiFailed("There is no backup 1.", 404)
         return self.looks.pop(0) if method == "GET" else LISTED
 
 
@@ -52,3 +54,9 @@ def test_one_whose_reading_failed_is_not() -> None:
 
 def test_damage_is_told_as_it_is() -> None:
     assert verified(LISTED | READING, LISTED | {"problem": "rot"})["problem"] == "rot"
+
+
+def test_one_that_gave_way_to_a_copy_ends_nothing() -> None:
+    """Before it was asked about, or while it was read: the others are read all the same."""
+    for looks in ((), (LISTED | READING,)):
+        assert "another copy has its place" in verified(*looks)["problem"]

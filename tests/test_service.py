@@ -449,6 +449,23 @@ class StopTests(ServiceCase):
             now(threads(lambda: 1))
 
 
+class StartTests(ServiceCase):
+    def test_a_ledger_that_cannot_be_read(self) -> None:
+        """One line says why it does not start, and what to do; it is no defect of ours."""
+        why = "The ledger is damaged: it is malformed. docs/recovery.md says what to do."
+        self.outbox.starting = Deferred()
+        self.service.startService()
+        self.off.release_all()
+        with capturedLogs() as logs:
+            self.outbox.starting.errback(LedgerFailed(why))
+        (event,) = [one for one in logs if one["log_level"] is LogLevel.critical]
+        assert formatEvent(event) == f"backupd could not start: {why}"
+        assert "log_failure" not in event
+        assert self.told[-1] == f"STATUS={why}"
+        assert self.reactor.hasStopped
+        self.stopped(self.stop())
+
+
 class PrepareTests(ServiceCase):
     def fails(self, kind: type[Exception]) -> Exception:
         """The start fails so, and lets go of everything."""

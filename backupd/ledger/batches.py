@@ -21,7 +21,7 @@ from backupd.errors import BackupdError, Busy, LedgerFailed
 from backupd.interfaces import OffThread
 from backupd.ledger import prepared
 
-__all__ = ["Batches", "ledger_failed"]
+__all__ = ["PUT_ASIDE", "Batches", "is_broken", "ledger_failed"]
 
 T = TypeVar("T")
 Step = Callable[[Connection], T]
@@ -30,6 +30,8 @@ Within = Callable[[Connection, Step[Any]], Any]
 MAX_BATCH = 256
 MAX_WAITING = 8192
 
+PUT_ASIDE = "docs/recovery.md says how to put it aside, and to list again what is kept."
+
 
 @dataclass(slots=True)
 class _Waiting(Generic[T]):
@@ -37,9 +39,17 @@ class _Waiting(Generic[T]):
     done: Deferred[T]
 
 
+def is_broken(error: Exception) -> bool:
+    """Whether the content of the file is wrong, so that trying again is no use."""
+    told = str(getattr(error, "orig", None) or error)
+    return isinstance(error, UnicodeError) or "malformed" in told or "not a database" in told
+
+
 def ledger_failed(error: SQLAlchemyError) -> LedgerFailed:
     """What went wrong, without the statement and its values, which may hold secrets."""
     cause = str(getattr(error, "orig", None) or type(error).__name__)
+    if is_broken(error):
+        return LedgerFailed(f"The ledger is damaged: {cause}. {PUT_ASIDE}")
     advice = " Free some space on its volume." if "full" in cause else ""
     return LedgerFailed(f"The ledger could not commit: {cause}.{advice}")
 

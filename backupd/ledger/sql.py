@@ -45,7 +45,7 @@ from backupd.ledger import (
     request_table,
     time_table,
 )
-from backupd.ledger.batches import Batches, ledger_failed
+from backupd.ledger.batches import PUT_ASIDE, Batches, is_broken, ledger_failed
 from backupd.ledger.known import Known
 from backupd.ledger.request_table import RequestTable, Sums
 from backupd.ledger.upgrade import upgrade
@@ -142,10 +142,12 @@ class SqlLedger:
                 # Reading has made the log, if it was not there.
                 _set_aside(f"{self._url.database}-wal")
             self._committed = replace(self._requests.sums)
-        except SQLAlchemyError as error:
+        except (SQLAlchemyError, UnicodeError) as error:
+            # UnicodeError: what SQLite complains of is named by bytes from the file.
+            cause = getattr(error, "orig", None) or error
+            advice = f" {PUT_ASIDE}" if is_broken(error) else ""
             raise LedgerFailed(
-                f"The ledger {self._url.render_as_string()} could not be opened: "
-                f"{getattr(error, 'orig', None) or error}."
+                f"The ledger {self._url.render_as_string()} could not be opened: {cause}.{advice}"
             ) from error
 
     def close(self) -> Deferred[None]:

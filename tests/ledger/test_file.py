@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +175,35 @@ def test_no_ledger(open_ledger: Open, tmp_path: Path, content: bytes) -> None:
     with pytest.raises(LedgerFailed, match="could not be opened"):
         open_ledger()
     assert file.read_bytes() == content
+
+
+def test_whose_damage_has_a_name_that_is_no_text(open_ledger: Open, tmp_path: Path) -> None:
+    """Refused like any other, with what to do about it."""
+    result_of(open_ledger().close())
+    with closing(sqlite3.connect(tmp_path / "ledger.sqlite3")) as connection:
+        connection.execute("PRAGMA writable_schema = ON")
+        connection.execute(
+            "UPDATE sqlite_master SET name = CAST(x'9c9c' AS TEXT), sql = 'no statement' "
+            "WHERE name = 'backups'"
+        )
+        connection.commit()
+    with pytest.raises(LedgerFailed, match=r"could not be opened: .*docs/recovery\.md"):
+        open_ledger()
+
+
+def test_damage_that_is_met_later(open_ledger: Open, tmp_path: Path) -> None:
+    """It is no matter of trying again: what is told says what to do."""
+    result_of(open_ledger().close())
+    with closing(sqlite3.connect(tmp_path / "ledger.sqlite3")) as connection:
+        query = "SELECT rootpage FROM sqlite_master WHERE name = 'backups'"
+        ((page,),) = connection.execute(query)
+        ((size,),) = connection.execute("PRAGMA page_size")
+    with (tmp_path / "ledger.sqlite3").open("r+b") as file:
+        file.seek((page - 1) * size)
+        file.write(b"\xff" * size)
+    ledger = open_ledger()
+    with pytest.raises(LedgerFailed, match=r"is damaged: .*docs/recovery\.md"):
+        result_of(ledger.backups(peer=None, video=None, after=0, limit=9))
 
 
 def test_no_folder(tmp_path: Path) -> None:
