@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,10 +51,10 @@ def resend(api: Api, to: str, source: str | None, detach: bool, as_json: bool) -
     sent = _Sent(api)
     goal = _place(api, to)
     origin = sent.choose(goal, None if source is None else _place(api, source))
-    entries, gone, before = [], [], 0
+    entries, gone, coming, there = [], [], [], []
     for entry in sent.meant_for(origin):
-        if sent.has(goal, entry):
-            before += 1
+        if (known := sent.has(goal, entry)) is not None:
+            (there if known["state"] in STORED else coming).append(known)
             continue
         try:
             entries.append(_queue(api, entry, to))
@@ -64,19 +65,23 @@ def resend(api: Api, to: str, source: str | None, detach: bool, as_json: bool) -
                 continue  # it was never stored there, and its owner has it no more
             gone.append({"videoId": entry["videoId"], "path": entry["path"], "why": str(error)})
     if not as_json:
-        there = f"; {before} are there or on their way already" if before else ""
+        before = f"; {len(coming)} are on their way already" if coming else ""
+        before += f"; {len(there)} are there" if there else ""
         console.print(
-            f"{len(entries)} videos that {origin} kept are queued for {goal}{there}.",
+            f"{len(entries)} videos that {origin} kept are queued for {goal}{before}.",
             highlight=False,
             soft_wrap=True,
         )
+    # What an earlier run has queued is waited for too: only what is stored there is done.
+    entries += coming
     if entries and not detach:
         entries = _follow(api, entries, quiet=as_json)
     if as_json:
+        before = len(there) + len(coming)
         show({"from": origin, "to": goal, "entries": entries, "before": before, "gone": gone})
     else:
         _conclude(entries, gone, detach=detach)
-    states = {entry["state"] for entry in entries}
+    states = {entry["state"] for entry in (*entries, *there)}
     if gone or not states <= FINE:
         sys.exit(1)
     if "UNVERIFIED" in states:
@@ -142,13 +147,14 @@ class _Sent:
             f"{why if source is None else f'Nothing was ever stored at {source}'}: {known}."
         )
 
-    def has(self, goal: str, entry: Any) -> bool:
-        """Whether ``goal`` has this file as it is by now, or is about to get it."""
+    def has(self, goal: str, entry: Any) -> Any:
+        """The entry by which ``goal`` has this file as it is by now, or is about to get it."""
         there = self.at.get(goal, {}).get(_file(entry))
         if there is None:
-            return False
+            return None
         same = there["sha256"] is not None and there["sha256"] == entry["sha256"]
-        return same or there["state"] not in STORED or there["createdAt"] >= entry["createdAt"]
+        newer = there["createdAt"] >= entry["createdAt"]
+        return there if same or newer or there["state"] not in STORED else None
 
 
 def _queue(api: Api, entry: Any, to: str) -> Any:
@@ -173,15 +179,22 @@ def _follow(api: Api, entries: list[Any], *, quiet: bool) -> list[Any]:
     with bars:
         everything = bars.add_task("", name="all", total=sum(one["size"] for one in entries))
         shown: dict[str, Any] = {}
+        told = False
         try:
             while True:
                 began = time.monotonic()
                 _look(api, now)
                 over = sum(one["state"] in OVER for one in now.values())
+                words = f"{over} of {len(now)} are over"
+                if (waits := _why_it_waits(now.values())) is not None:
+                    words += f"; {waits}"
+                    if not told and not quiet and not console.is_terminal:
+                        complaints.print(waits, markup=False, highlight=False, soft_wrap=True)
+                        told = True
                 bars.update(
                     everything,
                     completed=sum(_done(one) for one in now.values()),
-                    description=f"{over} of {len(now)} are over",
+                    description=words,
                 )
                 sending = {key: one for key, one in now.items() if one["state"] == "READY"}
                 for key in [key for key in shown if key not in sending]:
@@ -211,6 +224,13 @@ def _look(api: Api, now: dict[str, Any]) -> None:
     for key, known in now.items():
         if known["state"] not in OVER:
             now[key] = going.get(key) or api.call("GET", f"/api/v1/outbox/{part(key)}")
+
+
+def _why_it_waits(entries: Iterable[Any]) -> str | None:
+    """What keeps the first that cannot go on, so that nobody waits without knowing for what."""
+    kept = (one for one in entries if one["state"] not in OVER and one["lastError"])
+    first = next(kept, None)
+    return None if first is None else f"{first['fileName']} waits: {first['lastError']}"
 
 
 def _done(entry: Any) -> int:
