@@ -21,7 +21,7 @@ from backupd.receiver.intake import Intake
 from backupd.receiver.keeping import Keeper, Progress
 from backupd.receiver.recovery import list_found
 from backupd.receiver.room import going
-from backupd.requests import Backup, Storing, video_key
+from backupd.requests import Backup, Storing, undeleted, video_key
 from backupd.waiting import Round
 
 __all__ = ["MOST", "Finding", "Inspection", "Report"]
@@ -304,12 +304,14 @@ class Inspection:
         if now is None or finding is None:
             return
         if report.repair and finding.remedy:
-            await self._keep_lock(now)
+            await self._take_over(now)
             finding = await self._read(now.backup_id, finding)
         self._tell(report, finding)
 
     async def _wrong(self, backup: Backup) -> Finding | None:
         """What is not as the list says, without a look at the bytes."""
+        if backup.deleted_at is not None and backup.problem is not None:
+            return None  # it was deleted as it is: there is nothing left to do about it
         told = await self._off(self._storage.inspect, backup.folder)
         where = f"{backup.folder}/{backup.name}"
         for one in told:
@@ -330,6 +332,9 @@ class Inspection:
         if (differs := _differs(backup, found.backup)) is not None:
             why = f"Its description does not agree with the list: {differs}."
             return Finding(f"{backup.folder}/backup.json", why, f"{READ}: as on the list")
+        if (more := _kept_longer(backup, found.backup)) is not None:
+            why, remedy = more
+            return Finding(f"{backup.folder}/backup.json", why, remedy)
         if found.backup.problem is not None:
             why = f"Its description tells of damage: {found.backup.problem}"
             return Finding(where, why, READ)
@@ -337,16 +342,16 @@ class Inspection:
             return Finding(where, "It was changed after it was verified.", READ)
         return None
 
-    async def _keep_lock(self, backup: Backup) -> None:
-        """A lock that only the description knows holds: the list may be an old one."""
+    async def _take_over(self, backup: Backup) -> None:
+        """Where the description keeps more than the list, which may be an older one: a lock holds,
+        and what came out of the trash stays out.
+        """
+        await self._keeper.heeded(backup)
         told = await self._off(self._storage.inspect, backup.folder)
-        until = max(
-            (one.backup.locked_until or 0.0 for one in told if isinstance(one, Found)), default=0.0
-        )
-        if until > (backup.locked_until or 0.0):
-            await self._ledger.change_backup(
-                backup.backup_id, lambda now: replace(now, locked_until=until)
-            )
+        if backup.deleted_at is not None and any(
+            isinstance(one, Found) and one.backup.deleted_at is None for one in told
+        ):
+            await self._ledger.change_backup(backup.backup_id, undeleted)
 
     async def _read(self, backup_id: str, finding: Finding) -> Finding:
         """Verify it, which also notes on the list and beside the file what was found."""
@@ -415,8 +420,8 @@ class Inspection:
 
 
 _FORGET = (
-    "put its files back and repair again, have its sender send it again (`backupctl resend` "
-    "there), or forget it: `backupctl delete {}`"
+    "unless its sender brings it again (`backupctl queue` shows it): put its files back and repair "
+    "again, have its sender send it (`backupctl send` there), or forget it: `backupctl delete {}`"
 )
 
 
@@ -432,6 +437,20 @@ def _differs(listed: Backup, found: Backup) -> str | None:
             return f"{name} is {said!r} instead of {known!r}"
     if video_key(listed.video) != video_key(found.video):
         return f"video is {found.video!r} instead of {listed.video!r}"
+    return None
+
+
+def _kept_longer(listed: Backup, found: Backup) -> tuple[str, str] | None:
+    """Where list and description disagree about how long it is kept: why, and the remedy. It is
+    the one that keeps it longer that counts.
+    """
+    again = f"`backupctl delete {listed.backup_id}` deletes it again"
     if (found.locked_until or 0.0) > (listed.locked_until or 0.0):
-        return "it tells of a lock"
+        return "Its description tells of a lock that the list does not know.", "the list has it too"
+    if listed.deleted_at is not None and found.deleted_at is None:
+        why = "The list has it in the trash, its description does not."
+        return why, f"it comes out of the trash; {again}"
+    if listed.deleted_at is None and found.deleted_at is not None:
+        why = f"Its description says that it was deleted (by {found.deleted_by}); it is listed."
+        return why, f"it stays on the list; {again}"
     return None

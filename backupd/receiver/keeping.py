@@ -19,7 +19,7 @@ from backupd.errors import (
     Over,
     StorageFailed,
 )
-from backupd.interfaces import ILedger, IStorage, IStored, OffThread, Upload
+from backupd.interfaces import Found, ILedger, IStorage, IStored, OffThread, Upload
 from backupd.receiver.intake import Intake
 from backupd.receiver.seen_time import SeenTime
 from backupd.requests import (
@@ -357,6 +357,7 @@ class Keeper:
     async def _record(self, backup_id: str, problem: str | None) -> Backup:
         """Note on the list and beside the file what a verification found."""
         now = self._clock.seconds()
+        await self.heeded(await self._ledger.backup(backup_id))
         checked = await self._ledger.verified(backup_id, problem=problem, now=now)
         if problem is not None:
             self._log.error(
@@ -418,7 +419,7 @@ class Keeper:
         """Remove one whose place is held: first its files, so that nothing unlisted is left
         behind. Raises `Locked`.
         """
-        deletable(backup, now=self._time.now())
+        deletable(await self.heeded(backup), now=self._time.now())
         await self._off(self._storage.remove, backup)
         await self._ledger.drop_backup(backup.backup_id)
         self._log.info(
@@ -427,6 +428,20 @@ class Keeper:
             folder=backup.folder,
         )
         return backup
+
+    async def heeded(self, backup: Backup) -> Backup:
+        """One whose place is held, with the lock that only its description knows: the list may be
+        an older one, and must not write that lock away.
+        """
+        told = await self._off(self._storage.inspect, backup.folder)
+        until = max(
+            (one.backup.locked_until or 0.0 for one in told if isinstance(one, Found)), default=0.0
+        )
+        if until <= (backup.locked_until or 0.0):
+            return backup
+        return await self._ledger.change_backup(
+            backup.backup_id, lambda now: replace(now, locked_until=until)
+        )
 
     async def superseded(self, backup_id: str) -> bool:
         """Delete a damaged backup if another copy of its bytes is whole; whether one is.

@@ -9,13 +9,13 @@ a ledger that is lost, makes of it, too much is kept rather than too little.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from backupd.errors import BackupdError, Forbidden, Invalid, LedgerFailed, NoRoom, StorageFailed
-from backupd.interfaces import ILedger, IStorage, OffThread, Retention
+from backupd.interfaces import Found, ILedger, IStorage, OffThread, Retention
 from backupd.receiver.keeping import Keeper
 from backupd.receiver.seen_time import SeenTime
 from backupd.requests import Backup, locked, trashed, undeleted
@@ -113,7 +113,7 @@ class Trash:
         it has to be kept.
         """
         async with self._keeper.places.hold(backup_id):
-            backup = await self._ledger.backup(backup_id)
+            backup = await self._keeper.heeded(await self._ledger.backup(backup_id))
             keep = self._rules().of(backup.peer).minimum_keep or 0.0
             if not operator and self._time.now() < backup.stored_at + keep:
                 raise Forbidden(
@@ -131,6 +131,7 @@ class Trash:
         """Remove it, with its files. Raises `Locked`."""
         async with self._keeper.places.hold(backup_id):
             at, now = self._time.stamp(), self._time.now()
+            await self._keeper.heeded(await self._ledger.backup(backup_id))
             try:
                 # Should it not come to its end, it is not listed as if it were whole.
                 await self._ledger.change_backup(
@@ -207,6 +208,9 @@ class Trash:
             backup = await self._ledger.backup(backup_id)
             if backup.deleted_at is None or backup.deleted_at > now - self._period:
                 return
+            if await self._was_out(backup, now):
+                await self._once_more(backup)
+                return
             if backup.deleted_by == RETENTION and not await self._ledger.has_version(backup):
                 # What made it of no use is gone or damaged since.
                 await self._bring_back(backup)
@@ -215,6 +219,27 @@ class Trash:
                 await self._keeper.remove(backup)
                 event, why = "removed", "Its time in the trash was over."
         self._note(event, peer=backup.peer, what=backup_id, why=why)
+
+    async def _was_out(self, backup: Backup, now: float) -> bool:
+        """Whether its description says that it came out of the trash, or into it later: the list
+        may be one from before that.
+        """
+        told = await self._off(self._storage.inspect, backup.folder)
+        said = [one.backup.deleted_at for one in told if isinstance(one, Found)]
+        return any(at is None or at > now - self._period for at in said)
+
+    async def _once_more(self, backup: Backup) -> None:
+        """In the trash for a whole period from now on; then both say so."""
+        at = self._time.stamp()
+        again = await self._ledger.change_backup(
+            backup.backup_id, lambda one: replace(one, deleted_at=at)
+        )
+        self._log.warn(
+            "backup {backup_id} is in the trash by the list alone, and stays there for its whole "
+            "time once more; `backupctl doctor` says what to do",
+            backup_id=backup.backup_id,
+        )
+        await self._describe(again)
 
     async def _see(self) -> None:
         """Remember what time it is, and tell of a clock that runs away."""
@@ -252,6 +277,7 @@ class Trash:
     async def _retire(self, backup: Backup, rule: Retention) -> None:
         try:
             async with self._keeper.places.hold(backup.backup_id):
+                await self._keeper.heeded(await self._ledger.backup(backup.backup_id))
                 gone = await self._ledger.retire(
                     backup.backup_id,
                     rule,

@@ -283,6 +283,31 @@ class DescriptionTests(InspectionCase):
         assert told["fileName"] == one.file_name
         assert now(self.world.ledger.backup(other.backup_id)).locked_until is not None
 
+    def test_one_was_deleted_or_brought_back_since(self) -> None:
+        """The list is an older one: each is told of, and kept."""
+        deleted, back = self.stored(1), self.stored(2)
+        ledger, trash = self.world.ledger, self.world.trash
+        now(trash.delete(deleted.backup_id, by="x", operator=True))
+        now(ledger.change_backup(deleted.backup_id, lambda _: deleted))
+        then = now(trash.delete(back.backup_id, by="x", operator=True))
+        now(trash.undelete(back.backup_id))
+        now(ledger.change_backup(back.backup_id, lambda _: then))
+        paths = [f"{backup.folder}/backup.json" for backup in (deleted, back)]
+        self.tells(*paths)
+        self.repaired(*paths)
+        assert set(self.listed()) == {deleted.backup_id, back.backup_id}
+
+    def test_what_is_damaged_and_deleted(self) -> None:
+        """It was forgotten, as was advised: nobody is told of it any more."""
+        gone, wrong = self.stored(1), self.stored(2)
+        shutil.rmtree(self.root / gone.folder)
+        (self.root / wrong.folder / wrong.name).write_bytes(b"x")
+        self.look(repair=True)
+        for one in (gone, wrong):
+            now(self.world.trash.delete(one.backup_id, by="x", operator=True))
+        self.tells()
+        self.left()
+
 
 class PlaceTests(InspectionCase):
     def test_a_peers_folder_is_renamed(self) -> None:

@@ -251,6 +251,81 @@ class LostLedgerTests(TrashCase):
         assert now(self.world.ledger.backup(backup.backup_id)).locked_until is None
 
 
+class OlderLedgerTests(TrashCase):
+    """A copy of the ledger was put back, and what the operator did since is only beside files."""
+
+    def older(self, backup: Backup) -> None:
+        """The list has it as it was then."""
+        now(self.world.ledger.change_backup(backup.backup_id, lambda _: backup))
+
+    def locked(self) -> Backup:
+        backup = self.keep()
+        now(self.world.trash.lock(backup.backup_id, self.clock.seconds() + 100 * DAY))
+        self.older(backup)
+        return backup
+
+    def test_what_came_out_of_the_trash_is_not_removed(self) -> None:
+        """Not before another whole period, in which the doctor tells of it."""
+        backup = self.keep()
+        deleted = self.delete(backup)
+        now(self.world.trash.undelete(backup.backup_id))
+        self.clock.advance(PERIOD)
+        self.older(deleted)
+        for _ in range(2):
+            self.sweep()
+            assert self.path(backup).exists()
+        assert self.trashed() == [backup.backup_id]
+        assert self.beside(backup)["deletedAt"] is not None
+        self.clock.advance(PERIOD - 1)
+        self.sweep()
+        assert self.path(backup).exists()
+        self.clock.advance(1)
+        self.sweep()
+        assert self.trashed() == []
+
+    def test_what_was_deleted_once_more_has_its_time_from_then_on(self) -> None:
+        backup = self.keep()
+        deleted = self.delete(backup)
+        now(self.world.trash.undelete(backup.backup_id))
+        self.clock.advance(PERIOD)
+        self.delete(backup)
+        self.older(deleted)
+        self.sweep()
+        assert self.path(backup).exists()
+
+    def test_a_lock_is_not_written_away(self) -> None:
+        """A verification takes it over from the description, before it writes that anew."""
+        backup = self.locked()
+        now(self.world.keeper.verify(backup.backup_id))
+        assert now(self.world.ledger.backup(backup.backup_id)).locked_until is not None
+        assert self.beside(backup)["lockedUntil"] is not None
+
+    def test_a_lock_holds(self) -> None:
+        """Nobody deletes it, in no way."""
+        for way in (
+            lambda one: self.world.trash.delete(one.backup_id, by="operator", operator=True),
+            lambda one: self.world.trash.delete_now(one.backup_id, by="operator"),
+            lambda one: self.world.keeper.delete(one.backup_id),
+        ):
+            backup = self.locked()
+            self.raises(Locked, way(backup))
+            assert backup.backup_id in self.listed()
+            assert self.beside(backup)["lockedUntil"] is not None
+
+    def test_a_lock_holds_against_retention(self) -> None:
+        self.world.rules = Rules(Retention(keep_last=1))
+        self.locked()
+        self.keep()
+        self.walk()
+        assert self.trashed() == []
+
+    def test_a_lock_holds_when_it_is_damaged_and_another_is_whole(self) -> None:
+        backup = self.damage(self.locked())
+        self.keep()
+        self.look()
+        assert backup.backup_id in self.listed()
+
+
 class LockTests(TrashCase):
     def lock(self, backup: Backup, seconds: float) -> float:
         until = self.clock.seconds() + seconds
