@@ -264,7 +264,12 @@ def verify(api: Api, backup_id: str | None, as_json: bool) -> None:
         whole = "1 backup is" if len(results) == 1 else f"{len(results)} backups are"
         console.print(f"[green]✓[/green] {whole} whole.", highlight=False)
     for backup in damaged if not as_json else ():
-        complaints.print(f"[red]✗[/red] {backup['backupId']}: {escape(backup['problem'])}")
+        complaints.print(
+            f"[red]✗[/red] {escape(backup['fileName'])} of {escape(backup['peer'])}, backup "
+            f"{backup['backupId']}: {escape(backup['problem'])}",
+            highlight=False,
+            soft_wrap=True,
+        )
     if damaged:
         sys.exit(1)
 

@@ -247,7 +247,10 @@ class AllFetched:
                 sync_folder(target.parent)
                 return
             partial.unlink()
-        raise _Lost(f"the bytes that came have SHA-256 {digest} instead of {choice['sha256']}")
+        raise _Lost(
+            f"the bytes that came have SHA-256 {digest} instead of {choice['sha256']}; there, "
+            f"`backupctl verify {choice['backupId']}` finds it damaged and has it repaired"
+        )
 
     def _fetch(self, wanted: Wanted, choice: Any, partial: Path) -> str:
         def done(count: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 import time
@@ -61,6 +62,11 @@ class Group(click.Group):
             return super().invoke(ctx)
         except BackupdError as error:
             fail(str(error))
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise  # who read what we say has read enough
+            where = f"{error.filename}: " if error.filename else ""
+            fail(f"{where}{error.strerror or error}.")
         except KeyboardInterrupt:
             complaints.print("Interrupted.")
             sys.exit(130)
