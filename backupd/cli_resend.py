@@ -51,7 +51,10 @@ def resend(api: Api, to: str, source: str | None, detach: bool, as_json: bool) -
     sent = _Sent(api)
     goal = _place(api, to)
     origin = sent.choose(goal, None if source is None else _place(api, source))
-    entries, gone, coming, there = [], [], [], []
+    entries: list[Any] = []
+    coming: list[Any] = []
+    there: list[Any] = []
+    gone = []
     for entry in sent.meant_for(origin):
         if (known := sent.has(goal, entry)) is not None:
             (there if known["state"] in STORED else coming).append(known)
@@ -77,8 +80,8 @@ def resend(api: Api, to: str, source: str | None, detach: bool, as_json: bool) -
     if entries and not detach:
         entries = _follow(api, entries, quiet=as_json)
     if as_json:
-        before = len(there) + len(coming)
-        show({"from": origin, "to": goal, "entries": entries, "before": before, "gone": gone})
+        count = len(there) + len(coming)
+        show({"from": origin, "to": goal, "entries": entries, "before": count, "gone": gone})
     else:
         _conclude(entries, gone, detach=detach)
     states = {entry["state"] for entry in (*entries, *there)}
