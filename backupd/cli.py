@@ -250,7 +250,7 @@ def verify(api: Api, backup_id: str | None, as_json: bool) -> None:
         backups = list(api.pages("/api/v1/backups", "backups", {}))
     results = []
     bars = progress_bar()
-    bars.disable = as_json
+    bars.disable = as_json or not backups
     with bars:
         for backup in backups:
             task = bars.add_task("reading", name=short(backup["fileName"]), total=backup["size"])
@@ -260,6 +260,8 @@ def verify(api: Api, backup_id: str | None, as_json: bool) -> None:
     damaged = [backup for backup in results if backup["problem"]]
     if as_json:
         show({"backups": results})
+    elif not results:
+        console.print("No backups are kept here yet.")
     elif not damaged:
         whole = "1 backup is" if len(results) == 1 else f"{len(results)} backups are"
         console.print(f"[green]✓[/green] {whole} whole.", highlight=False)

@@ -141,9 +141,11 @@ class Api:
             connection.request(method, self._prefix + path, data, sent)
             response = connection.getresponse()
         except (OSError, http.client.HTTPException) as error:
+            advice = "Start it with `make run`, or say where it is with --url or BACKUPD_URL."
+            if self._peer:
+                advice = f"It is the peer {self._peer!r}: ask there, or try again later."
             raise ApiFailed(
-                f"backupd does not answer at {self.url} ({error}); is it running? "
-                "Start it with `make run`, or say where it is with --url or BACKUPD_URL."
+                f"backupd does not answer at {self.url} ({error}); is it running? {advice}"
             ) from error
         if response.status >= 400:
             self._refused(response)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 import pytest
+from click.testing import CliRunner
 
 from backupd import cli
 from backupd.control import Api, ApiFailed
@@ -60,3 +61,12 @@ def test_one_that_gave_way_to_a_copy_ends_nothing() -> None:
     """Before it was asked about, or while it was read: the others are read all the same."""
     for looks in ((), (LISTED | READING,)):
         assert "another copy has its place" in verified(*looks)["problem"]
+
+
+def test_where_nothing_is_kept_nothing_is_called_whole() -> None:
+    class Empty(Daemon):
+        def pages(self, path: str, member: str, query: dict[str, Any]) -> Any:
+            return iter(())
+
+    done = CliRunner().invoke(cli.verify, obj=Empty())
+    assert (done.exit_code, done.stdout) == (0, "No backups are kept here yet.\n")

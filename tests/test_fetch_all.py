@@ -129,3 +129,18 @@ def test_what_is_partly_there_needs_no_room(tmp_path: Path) -> None:
     (tmp_path / ".id0001.part").write_bytes(bytes(30))
     (tmp_path / "2.mp4").write_bytes(bytes(50))
     assert work.room_needed(wanted) == 70
+
+
+def test_what_is_in_the_way_is_named_with_what_to_do(tmp_path: Path) -> None:
+    """A file may be replaced; a folder with all that is in it is moved away by people."""
+    (tmp_path / "1.mp4").mkdir()
+    (tmp_path / "2.mp4").write_text("another")
+    wanted = plan([backup(1, 1, "1.mp4"), backup(2, 2, "2.mp4")])
+    whys = {}
+    for force in (False, True):
+        work = AllFetched(Api("http://127.0.0.1:1", None), tmp_path, force=force, wait_unit=0.0)
+        whys[force] = {one.wanted.path[0]: one.why for one in work.run(wanted, 1)}
+    assert "a folder is there" in whys[False]["1.mp4"]
+    assert "move it away" in whys[True]["1.mp4"]
+    assert "--force replaces it" in whys[False]["2.mp4"]
+    assert "--force" not in whys[True]["2.mp4"]

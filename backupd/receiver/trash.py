@@ -98,6 +98,7 @@ class Trash:
         self._rules = rules
         self._note = note
         self._failed: dict[str, float] = {}
+        self._prolonged: dict[str, None] = {}
         self._after = 0
         self._pass_at = self._see_at = float("-inf")
         self._odd = self._stopped = False
@@ -208,7 +209,7 @@ class Trash:
             backup = await self._ledger.backup(backup_id)
             if backup.deleted_at is None or backup.deleted_at > now - self._period:
                 return
-            if await self._was_out(backup, now):
+            if backup_id not in self._prolonged and await self._was_out(backup):
                 await self._once_more(backup)
                 return
             if backup.deleted_by == RETENTION and not await self._ledger.has_version(backup):
@@ -218,19 +219,25 @@ class Trash:
             else:
                 await self._keeper.remove(backup)
                 event, why = "removed", "Its time in the trash was over."
+            self._prolonged.pop(backup_id, None)
         self._note(event, peer=backup.peer, what=backup_id, why=why)
 
-    async def _was_out(self, backup: Backup, now: float) -> bool:
+    async def _was_out(self, backup: Backup) -> bool:
         """Whether its description says that it came out of the trash, or into it later: the list
         may be one from before that.
         """
         told = await self._off(self._storage.inspect, backup.folder)
         said = [one.backup.deleted_at for one in told if isinstance(one, Found)]
-        return any(at is None or at > now - self._period for at in said)
+        since = (backup.deleted_at or 0.0) + 1.0
+        return any(at is None or at > since for at in said)
 
     async def _once_more(self, backup: Backup) -> None:
-        """In the trash for a whole period from now on; then both say so."""
+        """In the trash for a whole period from now on; then both say so. On a volume that is so
+        full that the description cannot, it is removed after that all the same.
+        """
         at = self._time.stamp()
+        if len(self._prolonged) < MAX_FAILED:
+            self._prolonged[backup.backup_id] = None
         again = await self._ledger.change_backup(
             backup.backup_id, lambda one: replace(one, deleted_at=at)
         )

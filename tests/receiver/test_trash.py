@@ -137,6 +137,13 @@ class DeleteTests(TrashCase):
         assert self.trashed() == [one.backup_id]
         now(self.world.trash.delete_now(other.backup_id, by="operator"))
         assert not self.path(other).parent.exists()
+        # What could not be noted beside the files is believed the second time.
+        self.clock.advance(PERIOD)
+        self.sweep()
+        assert self.path(one).exists()
+        self.clock.advance(PERIOD)
+        self.sweep()
+        assert not self.path(one).parent.exists()
 
     def test_at_once_when_the_list_cannot_be_written_either(self) -> None:
         """The files make the room for the note that they are gone."""
