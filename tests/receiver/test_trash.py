@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -309,11 +310,12 @@ class OlderLedgerTests(TrashCase):
 
     def test_a_lock_holds(self) -> None:
         """Nobody deletes it, in no way."""
-        for way in (
+        ways: tuple[Callable[[Backup], Any], ...] = (
             lambda one: self.world.trash.delete(one.backup_id, by="operator", operator=True),
             lambda one: self.world.trash.delete_now(one.backup_id, by="operator"),
             lambda one: self.world.keeper.delete(one.backup_id),
-        ):
+        )
+        for way in ways:
             backup = self.locked()
             self.raises(Locked, way(backup))
             assert backup.backup_id in self.listed()
