@@ -462,7 +462,7 @@ class BackupService(Service):
         if not self.running and failure.check(CancelledError):
             return
         if failure.check(BackupdError):
-            self._log.critical("backupd could not start: {why}", why=failure.getErrorMessage())
+            self._log.error("backupd could not start: {why}", why=failure.getErrorMessage())
         else:
             self._log.failure("backupd could not start", failure)
         if not self.running:

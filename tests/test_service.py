@@ -458,7 +458,7 @@ class StartTests(ServiceCase):
         self.off.release_all()
         with capturedLogs() as logs:
             self.outbox.starting.errback(LedgerFailed(why))
-        (event,) = [one for one in logs if one["log_level"] is LogLevel.critical]
+        (event,) = [one for one in logs if one["log_level"] is LogLevel.error]
         assert formatEvent(event) == f"backupd could not start: {why}"
         assert "log_failure" not in event
         assert self.told[-1] == f"STATUS={why}"

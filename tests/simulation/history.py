@@ -12,7 +12,6 @@ from typing import Any, cast
 
 from twisted.logger import LogEvent, LogLevel, formatEvent, globalLogPublisher
 
-from backupd.errors import BackupdError
 from backupd.ledger.sql import SqlLedger
 from backupd.peer.exchange import Reply
 from tests.ledger.offs import at_once
@@ -125,8 +124,6 @@ class History(Acts):
         self._events.append((self.timeline.now, owner.name, event))
         if "log_failure" in event or event["log_level"] is LogLevel.critical:
             failure = event.get("log_failure")
-            if failure is not None and failure.check(BackupdError):
-                return  # it could not start, says why, and ends
             trace = failure.getTraceback() if failure is not None else ""
             self.violations.append(f"{owner.name} logs a defect: {formatEvent(event)}\n{trace}")
 

@@ -25,6 +25,10 @@ class _Status:
     st_blocks: int
     st_mtime_ns: int
 
+    @property
+    def st_mtime(self) -> float:
+        return self.st_mtime_ns / 1e9
+
 
 @dataclass(frozen=True, slots=True)
 class _Volume:
