@@ -60,6 +60,7 @@ class Batches:
     ``begin`` starts a write transaction; ``undo`` is told when a transaction came to nothing,
     ``settled`` is called on the reactor thread after each batch, before its results go out.
     ``failing`` says why the last commit failed; None once something has been written again.
+    ``damaged`` says what is wrong with the file, once somebody has met it.
     """
 
     _log = Logger()
@@ -81,6 +82,7 @@ class Batches:
         self._waiting: list[_Waiting[Any]] = []
         self._running = False
         self.failing: str | None = None
+        self.damaged: str | None = None
         self._closed = False
         self._idle: list[Deferred[None]] = []
 
@@ -140,6 +142,13 @@ class Batches:
             for done in idle:
                 done.callback(None)
 
+    def failed(self, error: SQLAlchemyError) -> LedgerFailed:
+        """What to raise for ``error``; in any thread."""
+        failure = ledger_failed(error)
+        if is_broken(error):
+            self.damaged = str(failure)
+        return failure
+
     def _commit(self, steps: list[Step[Any]]) -> tuple[list[Any], bool]:
         """In the ledger's thread: results and Failures, in order, all committed; if any wrote.
 
@@ -158,7 +167,7 @@ class Batches:
                     return [_fault(error)], False
             return self._transaction(connection, steps, within=_by_itself)
         except SQLAlchemyError as error:
-            raise ledger_failed(error) from error
+            raise self.failed(error) from error
 
     def _transaction(
         self, connection: Connection, steps: list[Step[Any]], within: Within

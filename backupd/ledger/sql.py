@@ -45,7 +45,7 @@ from backupd.ledger import (
     request_table,
     time_table,
 )
-from backupd.ledger.batches import PUT_ASIDE, Batches, is_broken, ledger_failed
+from backupd.ledger.batches import PUT_ASIDE, Batches, is_broken
 from backupd.ledger.known import Known
 from backupd.ledger.request_table import RequestTable, Sums
 from backupd.ledger.upgrade import upgrade
@@ -210,7 +210,7 @@ class SqlLedger:
             try:
                 return query(self._reader)
             except SQLAlchemyError as error:
-                raise ledger_failed(error) from error
+                raise self._batches.failed(error) from error
 
         return self._read_off(run)
 
@@ -289,8 +289,8 @@ class SqlLedger:
         return succeed(self._committed.totals())
 
     def trouble(self) -> Deferred[str | None]:
-        if self._batches.failing is None:
-            return succeed(None)
+        if self._batches.damaged is not None or self._batches.failing is None:
+            return succeed(self._batches.damaged)
 
         def write(connection: Connection) -> None:
             connection.exec_driver_sql("UPDATE alembic_version SET version_num = version_num")

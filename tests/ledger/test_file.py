@@ -192,7 +192,7 @@ def test_whose_damage_has_a_name_that_is_no_text(open_ledger: Open, tmp_path: Pa
 
 
 def test_damage_that_is_met_later(open_ledger: Open, tmp_path: Path) -> None:
-    """It is no matter of trying again: what is told says what to do."""
+    """It is no matter of trying again: what is told says what to do, and `/readyz` from then on."""
     result_of(open_ledger().close())
     with closing(sqlite3.connect(tmp_path / "ledger.sqlite3")) as connection:
         query = "SELECT rootpage FROM sqlite_master WHERE name = 'backups'"
@@ -202,8 +202,10 @@ def test_damage_that_is_met_later(open_ledger: Open, tmp_path: Path) -> None:
         file.seek((page - 1) * size)
         file.write(b"\xff" * size)
     ledger = open_ledger()
+    assert result_of(ledger.trouble()) is None
     with pytest.raises(LedgerFailed, match=r"is damaged: .*docs/recovery\.md"):
         result_of(ledger.backups(peer=None, video=None, after=0, limit=9))
+    assert "is damaged" in str(result_of(ledger.trouble()))
 
 
 def test_no_folder(tmp_path: Path) -> None:
