@@ -36,6 +36,20 @@ class OwnTimeTests(SynchronousTestCase):
             self.passes(1.0, jump=jump)
             assert abs(self.now() - before - 1.0) <= SLEW + 1e-6
 
+    def test_a_leap_second_ends_no_lease(self) -> None:
+        """Repeated, left out, or smeared over a day: ten minutes last that, but for the second."""
+        smeared = dict.fromkeys(range(86_400), -1 / 86_400)
+        for leap in ({300: -1.0}, {300: 1.0}, smeared):
+            self.setUp()
+            before, end, lasted = self.now(), self.now() + 600.5, 0
+            for second in range(1, 1200):
+                self.passes(1.0, jump=leap.get(second, 0.0))
+                assert self.now() > before
+                before = self.now()
+                lasted += before < end
+            assert abs(lasted - 600) <= 1
+            assert abs(self.now() - self.wall.seconds()) < 1e-3
+
     def test_it_never_goes_back_and_never_stands_still(self) -> None:
         self.passes(1.0, jump=-30 * HOUR)
         before = self.now()

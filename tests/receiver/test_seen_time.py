@@ -63,6 +63,27 @@ class SeenTimeTests(SynchronousTestCase):
         assert self.time.now() == START - 10 * YEAR
         assert self.time.stamp() == START
 
+    def test_a_leap_second_deletes_nothing(self) -> None:
+        """Repeated, left out, or smeared over a day: what is kept for two days is kept as long, but
+        for the second, and is noted as no older than what came before it.
+        """
+        smeared = dict.fromkeys(range(24 * 60), -1 / (24 * 60))
+        for leap in ({300: -1.0}, {300: 1.0}, smeared):
+            self.setUp()
+            noted, until = self.time.stamp(), self.time.stamp() + 48 * HOUR
+            for minute in range(48 * 60):
+                self.passes(0.0, jump=leap.get(minute, 0.0))
+                assert self.time.stamp() >= noted
+                self.passes(60.0 if minute else 57.5)
+                noted = self.time.stamp()
+                assert self.time.now() < until
+            assert self.time.behind == 0
+            left = 0
+            while self.time.now() < until:
+                self.passes(1.0)
+                left += 1
+            assert abs(left - 3) <= 1
+
     def test_after_a_stop(self) -> None:
         """It goes on from the latest time that was seen, not from what the clock says."""
         self.time.begin(START - YEAR)
