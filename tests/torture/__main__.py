@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import random
 import secrets
 import sys
@@ -28,18 +29,22 @@ class Section:
     """A module of this package, imported when it is run.
 
     Its ``run(chance, told, **options)`` raises `AssertionError` with an account of what is wrong,
-    and tells how it goes line by line. ``takes`` names the options that it is given.
+    tells how it goes line by line, and may return what could not be tried on this machine, with
+    the reasons; where that is all of it, it skips. ``takes`` names the options that it is given.
     """
 
     says: str
     takes: tuple[str, ...] = ()
 
-    def run(self, name: str, chance: random.Random, options: argparse.Namespace) -> None:
+    def run(self, name: str, chance: random.Random, options: argparse.Namespace) -> list[str]:
+        """What was not tried."""
+
         def told(line: str) -> None:
             print(f"{name}: {line}", flush=True)
 
         module: Any = importlib.import_module(f"{__package__}.{name}")
-        module.run(chance, told, **{option: getattr(options, option) for option in self.takes})
+        given = {option: getattr(options, option) for option in self.takes}
+        return list(module.run(chance, told, **given) or [])
 
 
 SECTIONS: dict[str, Section] = {
@@ -72,22 +77,31 @@ def main(arguments: list[str]) -> int:
         parser.error("--kills is 1 at least, --minutes more than 0, and --restarts none or more")
     seed = secrets.randbelow(2**31) if options.seed is None else options.seed
     print(f"seed {seed}", flush=True)
-    failed = []
+    failed, untried = [], []
     for name in options.only:
         began = time.monotonic()
         try:
             # A section has the same chances whatever runs beside it.
-            SECTIONS[name].run(name, random.Random(f"{seed} {name}"), options)
+            left = SECTIONS[name].run(name, random.Random(f"{seed} {name}"), options)
         except pytest.skip.Exception as why:
-            print(f"{name}: SKIPPED, {why}", flush=True)
+            print(f"{name}: not tried: {why}", flush=True)
+            untried.append(name)
         except Exception:
             traceback.print_exc()
             failed.append(name)
         else:
-            print(f"{name}: well, after {time.monotonic() - began:.0f} s", flush=True)
+            took = f"after {time.monotonic() - began:.0f} s"
+            if left:
+                untried.append(f"part of {name}")
+                print(f"{name}: not tried: {'; '.join(left)}", flush=True)
+                print(f"{name}: the rest of it is well, {took}", flush=True)
+            else:
+                print(f"{name}: well, {took}", flush=True)
     for name in failed:
         print(f"FAILED {name}; again: python -m tests.torture --seed {seed} --only {name}")
-    return 1 if failed else 0
+    if untried:
+        print(f"NOT TRIED on this machine: {', '.join(untried)}")
+    return 1 if failed or (untried and os.environ.get("BACKUPD_TEST_ALL")) else 0
 
 
 if __name__ == "__main__":

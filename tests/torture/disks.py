@@ -271,8 +271,13 @@ def trial(
                 made.ends()
 
 
-def run(chance: random.Random, told: Callable[[str], None]) -> None:
-    """All that is `POSSIBLE`, several times over."""
+def run(chance: random.Random, told: Callable[[str], None]) -> list[str]:
+    """All that is `POSSIBLE`, several times over.
+
+    What could not be tried here, with the reason; skips when that is all of it.
+    """
+    tried = 0
+    untried: dict[str, str] = {}
     for number in range(ROUNDS):
         for kind, what, only_ledger in POSSIBLE:
             where = "ledger" if only_ledger else "root and ledger"
@@ -281,8 +286,14 @@ def run(chance: random.Random, told: Callable[[str], None]) -> None:
                 with scratch("disks") as folder:
                     trial(folder, kind, what, chance, only_ledger=only_ledger)
             except pytest.skip.Exception as why:
-                line += f": SKIPPED, {why}"
+                untried[f"{what} on {kind}"] = str(why)
+                line += f": not tried, {why}"
             except BaseException as error:
                 error.add_note(line)
                 raise
+            else:
+                tried += 1
             told(line)
+    if not tried:
+        pytest.skip("; ".join(dict.fromkeys(untried.values())))
+    return [f"{what}: {why}" for what, why in untried.items()]

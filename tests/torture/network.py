@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -349,17 +350,25 @@ def check_proxies(
         door.close()
 
 
-def run(chance: random.Random, told: Callable[[str], None], *, rounds: int = 4) -> None:
-    """Every weather in an order of chance, some rounds of it, and the proxies."""
+def run(chance: random.Random, told: Callable[[str], None], *, rounds: int = 4) -> list[str]:
+    """Every weather in an order of chance, some rounds of it, and the proxies.
+
+    What could not be tried here, with the reason.
+    """
+    untried: dict[str, None] = {}
     for number in range(rounds):
         with scratch("network") as folder:
             check_proxies(folder, chance, told)
         weathers = chance.sample(list(WEATHERS), len(WEATHERS))
-        try:
-            with scratch("network") as folder:
-                check_half_open(folder, chance, told)
-            with scratch("network") as folder:
-                check_weather(folder, chance, told, weathers)
-        except pytest.skip.Exception as why:
-            told(f"SKIPPED: {why}")
+        between_hosts: dict[str, Callable[[Path], None]] = {
+            "half-open connections": partial(check_half_open, chance=chance, told=told),
+            "weathers": partial(check_weather, chance=chance, told=told, weathers=weathers),
+        }
+        for what, check in between_hosts.items():
+            try:
+                with scratch("network") as folder:
+                    check(folder)
+            except pytest.skip.Exception as why:
+                untried[f"{what}: {why}"] = None
         told(f"round {number + 1} of {rounds} is over")
+    return list(untried)

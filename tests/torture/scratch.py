@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from tests.integration.daemons import REPOSITORY
 
 __all__ = ["scratch"]
@@ -15,7 +17,9 @@ __all__ = ["scratch"]
 
 @contextmanager
 def scratch(name: str) -> Iterator[Path]:
-    """Removed when all went well; what failed is left there to be looked at, logs and all."""
+    """Removed when all went well, or nothing could be tried; what failed is left there to be
+    looked at, logs and all.
+    """
     above = REPOSITORY / "build" / "torture"
     above.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=above))
@@ -23,5 +27,8 @@ def scratch(name: str) -> Iterator[Path]:
         yield folder
     except AssertionError as error:
         error.add_note(f"logs and all are left in {folder}")
+        raise
+    except pytest.skip.Exception:
+        shutil.rmtree(folder)
         raise
     shutil.rmtree(folder)
