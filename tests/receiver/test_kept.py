@@ -145,7 +145,8 @@ class DeleteTests(KeepingCase):
         set_attribute(self, self.world.keeper, "_off", off)
         verified = go_on(self.world.keeper.verify(backup.backup_id))
         deleted = go_on(self.world.keeper.delete(backup.backup_id))
-        off.release("remove")
+        for step in ("inspect", "remove"):
+            off.release(step)
         off.release_all()
         now(deleted)
         with pytest.raises(NoSuchBackup):
