@@ -62,6 +62,7 @@ class Figures:
     seconds: float = 0.0
     steps: int = 0
     faults: Counter[str] = field(default_factory=Counter)
+    done: Counter[str] = field(default_factory=Counter)
     states: Counter[str] = field(default_factory=Counter)
     moves: Counter[str] = field(default_factory=Counter)
     entry_moves: Counter[str] = field(default_factory=Counter)
@@ -72,6 +73,7 @@ class Figures:
         self.seconds += outcome.seconds
         self.steps += outcome.steps
         self.faults += outcome.faults
+        self.done += outcome.done
         self.states += outcome.states
         self.moves += outcome.moves
         self.entry_moves += outcome.entry_moves
@@ -83,6 +85,7 @@ class Figures:
         self.seconds += other.seconds
         self.steps += other.steps
         self.faults += other.faults
+        self.done += other.done
         self.states += other.states
         self.moves += other.moves
         self.entry_moves += other.entry_moves
@@ -119,8 +122,9 @@ class Figures:
             f"{hours:.0f} simulated hours, {hours / (cpu / 60):.0f} per minute of one core, "
             f"{self.steps} steps"
         )
-        told = (f"{kind} {count}" for kind, count in sorted(self.faults.items()))
-        yield f"faults: {', '.join(told)}"
+        for name, counts in (("done", self.done), ("faults", self.faults)):
+            told = (f"{kind} {count}" for kind, count in sorted(counts.items()))
+            yield f"{name}: {', '.join(told)}"
         for kind, count, missing in self.unseen():
             more = f"; not seen: {', '.join(missing)}" if missing else ""
             yield f"{kind}: {count - len(missing)} of {count}{more}"

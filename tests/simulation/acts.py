@@ -53,9 +53,16 @@ class Acts:
     def act(self, action: Action) -> None:
         what = action.what
         self.note(f"-- {action}")
-        self.outcome.faults[action.kind] += 1
         machine = self.machines.get(what.get("machine", ""))
         getattr(self, f"_do_{action.kind}")(what, machine)
+
+    def fault(self, kind: str) -> None:
+        """A fault has happened: not only was it planned."""
+        self.outcome.faults[kind] += 1
+
+    def did(self, kind: str) -> None:
+        """Somebody has done something that is no fault."""
+        self.outcome.done[kind] += 1
 
     def _later(self, seconds: float, f: Any, *args: Any) -> None:
         self.timeline.after(seconds, self.world, f, *args)
@@ -99,7 +106,7 @@ class Acts:
 
         def queue() -> None:
             queued = Deferred.fromCoroutine(service.outbox.enqueue(to=to.url, path=path))
-            queued.addErrback(failed)
+            queued.addCallbacks(lambda _: self.did("send"), failed)
 
         def failed(failure: Any) -> None:
             failure.trap(BackupdError)
@@ -115,12 +122,16 @@ class Acts:
         self.timeline.within(process, queue)
 
     def _do_kill(self, what: dict[str, Any], machine: Machine) -> None:
-        self.down_for[machine.name] = what["lasts"]
-        machine.crash(power=False)
+        self._crash(what, machine, power=False)
 
     def _do_power(self, what: dict[str, Any], machine: Machine) -> None:
+        self._crash(what, machine, power=True)
+
+    def _crash(self, what: dict[str, Any], machine: Machine, *, power: bool) -> None:
         self.down_for[machine.name] = what["lasts"]
-        machine.crash(power=True)
+        if machine.process is not None:
+            self.fault("power" if power else "kill")
+        machine.crash(power=power)
 
     def _do_crash_at_call(self, what: dict[str, Any], machine: Machine) -> None:
         self.down_for[machine.name] = what["lasts"]
@@ -132,10 +143,12 @@ class Acts:
 
     def _do_restart(self, what: dict[str, Any], machine: Machine) -> None:
         self.down_for[machine.name] = what["lasts"]
-        machine.stop()
+        if machine.stop():
+            self.fault("restart")
 
     def _do_part(self, what: dict[str, Any], machine: Machine) -> None:
         other = self.machines[what["other"]]
+        self.fault("part")
         self.network.part(machine, other)
         self._later(what["lasts"], self.network.heal, machine, other)
 
@@ -143,6 +156,7 @@ class Acts:
         self.network.cut_after(what["bytes"], silent=what["silent"])
 
     def _do_slow_disk(self, what: dict[str, Any], machine: Machine) -> None:
+        self.fault("slow_disk")
         for pace in (machine.disk_pace, machine.write_pace):
             pace.slow, pace.slow_until = what["seconds"], self.timeline.now + what["lasts"]
 
@@ -160,6 +174,7 @@ class Acts:
         machine.ledger_fails += what["count"]
 
     def _do_fill(self, what: dict[str, Any], machine: Machine) -> None:
+        self.fault("fill")
         machine.disk.foreign = int(machine.disk.free() * what["part"])
 
         def over() -> None:
@@ -168,6 +183,7 @@ class Acts:
         self._later(what["lasts"], over)
 
     def _do_storm(self, what: dict[str, Any], _: object) -> None:
+        self.fault("storm")
         weather = self.network.weather = self.calm_weather()
         weather.lost, weather.pieces = what["lost"], 12
         weather.delay = (0.1, 2.0)
@@ -183,6 +199,7 @@ class Acts:
         listening = self.network.ports.pop(machine.port, None)
         if listening is None:
             return
+        self.fault("refuse_connections")
 
         def over() -> None:
             if listening.process.alive and machine.port not in self.network.ports:
@@ -229,12 +246,13 @@ class Acts:
         if self.ceased or not machine.disk.take(f"{INCOMING}/{upload_id}"):
             return
         self.note(f"the file of upload {upload_id} of {machine.name} is taken away")
-        self.outcome.faults["files taken"] += 1
+        self.fault("files taken")
         self.watch.taken(upload_id)
         machine.dirty = True
 
     def _do_stranger(self, what: dict[str, Any], _: object) -> None:
         history = cast("History", self)
+        self.did("stranger")
         if what["directly"]:
             visit_directly(history, self.stranger, self.machines[what["to"]], what)
             return
@@ -242,6 +260,7 @@ class Acts:
 
     def _do_touch(self, what: dict[str, Any], _: object) -> None:
         """A video changes: it is written over, or another takes its place."""
+        self.did("touch")
         video = self.plan.videos[what["video"]]
         owner = self.machines[video.machine]
         content = video.content(version=1)
@@ -253,6 +272,7 @@ class Acts:
         kept = list(machine.books.backups)
         if service is None or process is None or not service.ready or not kept:
             return
+        self.did("verify")
         work = service.keeper.verify(kept[what["pick"] % len(kept)])
         self._as(process, work)
 
@@ -283,10 +303,12 @@ class Acts:
                     request_id, lambda r: ended(r, Cancelled, reason="Taken back.", now=now)
                 )
         if going:
+            self.did("cancel")
             self._as(process, work)
 
     def _do_jump(self, what: dict[str, Any], machine: Machine) -> None:
         """The wall clock is set, and perhaps put right again."""
+        self.fault("jump")
         machine.jump(what["seconds"])
         if what["lasts"]:
             self._later(what["lasts"], machine.jump, -what["seconds"])
@@ -302,7 +324,11 @@ class Acts:
 
         def revoke() -> None:
             work = Deferred.fromCoroutine(service.revoke(who))
-            work.addCallbacks(lambda _: self.watch.out(machine, who), again)
+            work.addCallbacks(revoked, again)
+
+        def revoked(_: object) -> None:
+            self.did("revoke")
+            self.watch.out(machine, who)
 
         def again(failure: Any) -> None:
             failure.trap(BackupdError)
@@ -322,6 +348,7 @@ class Acts:
         if service is None or process is None or not service.ready or not kept:
             return
         backup_id, trash = kept[what["pick"] % len(kept)], service.trash
+        self.did(f"keep: {what['how']}")
         match what["how"]:
             case "delete":
                 self.watch.kept.deletion_asked(backup_id)

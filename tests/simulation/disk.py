@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -90,7 +91,8 @@ class Disk:
         self.crash_at: int | None = None
         """After so many more changing calls the process dies."""
         self.calls = 0
-        self.injected = 0
+        self.faults_met: Counter[str] = Counter()
+        """What has happened in calls, by kind."""
         self.full = 0
         """How often there was truly no room, and nobody else had taken it."""
         self.short_writes = False

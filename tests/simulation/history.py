@@ -47,6 +47,9 @@ class Outcome:
         self.seconds = 0.0
         self.steps = 0
         self.faults: Counter[str] = Counter()
+        """Faults that have happened, by kind; more may have been planned."""
+        self.done: Counter[str] = Counter()
+        """What was done that is no fault: videos sent, strangers that came, and the like."""
         self.states: Counter[str] = Counter()
         self.moves: Counter[str] = Counter()
         self.entry_moves: Counter[str] = Counter()
@@ -149,7 +152,7 @@ class History(Acts):
         outcome.steps = timeline.steps
         outcome.faults["connections cut"] += self.network.cuts_made
         for machine in self.machines.values():
-            outcome.faults["failed calls"] += machine.disk.injected
+            outcome.faults += machine.faults + machine.disk.faults_met
         return outcome
 
     def _run(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
@@ -104,6 +105,8 @@ class Machine:
             self._sql = engine.connect().execution_options(isolation_level="AUTOCOMMIT")
         self.ledger_fails = 0
         self.crash_at_commit: tuple[int, bool] | None = None
+        self.faults: Counter[str] = Counter()
+        """What has happened to it in the middle of a call or of a commit."""
         self.up = True
         self.peer = self.url
         """What others know it as."""
@@ -247,11 +250,11 @@ class Machine:
             self._bury(power=False)
             self.on_crash(self)
 
-    def stop(self) -> None:
-        """SIGTERM."""
+    def stop(self) -> bool:
+        """SIGTERM; whether there was a daemon to be told."""
         service, process = self.service, self.process
         if service is None or process is None or not service.running:
-            return
+            return False
         self.note("is told to stop")
 
         def stopped(_: object) -> None:
@@ -264,6 +267,7 @@ class Machine:
             stopping.addBoth(stopped)
 
         self.timeline.within(process, stop)
+        return True
 
     def crashed(self, process: Process) -> None:
         """A call of the process ended in `Crash`."""
@@ -307,9 +311,11 @@ class Machine:
             self.crash_at_commit = (left - 1, after)
             if left == 0 and not after:
                 self.crash_at_commit = None
+                self.faults["crash_at_commit"] += 1
                 raise Crash
         if self.ledger_fails > 0:
             self.ledger_fails -= 1
+            self.faults["failed commits"] += 1
             self.has_failed_to_commit |= self.started_ahead
             self.note("a commit fails")
             raise LedgerFailed("The ledger could not commit: disk I/O error.")
@@ -318,6 +324,7 @@ class Machine:
         self.dirty = self._changed = True
         if self.crash_at_commit is not None and self.crash_at_commit[0] < 0:
             self.crash_at_commit = None
+            self.faults["crash_at_commit"] += 1
             raise Crash
 
     def job_done(self) -> None:

@@ -119,6 +119,21 @@ def test_a_part_that_is_taken_away_is_sent_again() -> None:
     assert any("is gone from the disk" in line for line in outcome.trace)
 
 
+def test_only_faults_that_happened_are_counted() -> None:
+    """Who is down cannot be killed; and what is no fault is counted apart from those."""
+    plan = calm()
+    sends = len(plan.actions)
+    for at in (0.1, 0.2):
+        plan.actions.append(Action(at, "kill", {"machine": "A", "lasts": 5.0}))
+    for kind, what in (("calls", "crash_at_call"), ("commits", "crash_at_commit")):
+        never = {"machine": "A", kind: 100_000, "lasts": 1.0, "after": False}
+        plan.actions.append(Action(0.3, what, never))
+    outcome = run(plan)
+    assert outcome.violation is None
+    assert +outcome.faults == {"kill": 1}
+    assert outcome.done["send"] == sends
+
+
 def test_what_was_not_seen_is_told() -> None:
     """Many histories that have missed something are not well, though none failed."""
     seen = Figures(

@@ -88,6 +88,7 @@ class View:
             disk.crash_at -= 1
             if disk.crash_at < 0:
                 disk.crash_at = None
+                disk.faults_met["crash_at_call"] += 1
                 raise Crash
         for fault in disk.faults:
             if fault.function != function:
@@ -98,7 +99,7 @@ class View:
             fault.count -= 1
             if fault.count <= 0:
                 disk.faults.remove(fault)
-            disk.injected += 1
+            disk.faults_met["failed calls"] += 1
             self._process.machine.note(f"{function} fails: {errno.errorcode[fault.number]}")
             raise OSError(fault.number, os.strerror(fault.number))
 
