@@ -32,7 +32,7 @@ def test_a_minute_of_everything() -> None:
     long.run(
         random.Random(1),
         told,
-        0.7,
+        1.0,
         clients=crowd,
         # Many and small: it is their number that shows what is lost with each.
         size=lambda chance: chance.randrange(1, 20_000),
