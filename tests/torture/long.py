@@ -33,6 +33,8 @@ RECEIVER = {
     "keep_last": "2",
     "history": "20",
     "scrub_period": "60",
+    # Versions are looked through once an hour, and all that there are until then are read.
+    "scrub_rate": "200 MB",
     "shutdown_grace": "2",
 }
 SENDER = {"loop_interval": "0.5", "history": "20", "shutdown_grace": "2"}
@@ -99,10 +101,10 @@ def run(
     """So many minutes; the plot is left in ``build/``.
 
     ``restarts`` says after which shares of the run a daemon is ended and started again, or how
-    often, evenly.
+    often in its first half: the second is one life, long enough to tell growth from warming up.
     """
     if isinstance(restarts, int):
-        restarts = [at / (restarts + 1) for at in range(1, restarts + 1)]
+        restarts = [at / (2 * restarts) for at in range(1, restarts + 1)]
     seconds = 60 * minutes
     with (
         scratch("long") as folder,
