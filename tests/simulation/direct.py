@@ -37,6 +37,7 @@ class Direct:
         self._receiver = receiver
         self._what = what
         self._rng = random.Random(f"{history.plan.seed}:direct:{what['number']}")
+        self._looks = random.Random(f"{history.plan.seed}:look:{what['number']}")
         self._content = self._rng.randbytes(what["size"])
         self._video = f"d{what['number'] // 2 if what['twice'] else what['number']}"
         self._least: dict[str, int] = {}
@@ -198,7 +199,9 @@ class Direct:
         sent = self._rng.choice((None, None, self._rng.randint(0, len(rest))))
         headers = {"Upload-Offset": str(offset)}
         then = "wait" if sent is None else "close"
+        looking = self._stranger.look_meanwhile(url, self._looks)
         reply = await self._request("PATCH", url, headers, rest, sent=sent, then=then)
+        await looking
         if reply is not None and reply.status == 422:
             self._least.pop(url, None)  # they were other bytes than were announced, and are gone
         if reply is None or reply.status != 204:

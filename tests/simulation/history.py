@@ -17,6 +17,7 @@ from backupd.peer.exchange import Reply
 from tests.ledger.offs import at_once
 from tests.simulation.acquaintance import acquaint
 from tests.simulation.acts import Acts
+from tests.simulation.answers import Answers
 from tests.simulation.invariants import Violation, Watch
 from tests.simulation.knobs import turned
 from tests.simulation.machine import CONTROL, Machine
@@ -80,6 +81,7 @@ class History(Acts):
             owner = self.machines[video.machine]
             owner.disk.put(video.path, video.content(), 10**18)
         self.watch = Watch(self)
+        self.network.heard = Answers(self).heard
         self.down_for: dict[str, float] = {}
         self.ceased = False
         self.takes = []

@@ -168,6 +168,8 @@ class Network:
         self.timeline = timeline
         self.rng = rng
         self.weather = Weather()
+        self.heard: Callable[[End, bytes], None] = lambda end, data: None
+        """Told of everything that is written to a connection."""
         self.ports: dict[int, Port] = {}
         self.machines: dict[int, Any] = {}
         """Which machine a port belongs to, whether or not somebody listens."""

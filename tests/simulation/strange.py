@@ -37,6 +37,7 @@ class Walk:
         self._receiver = receiver
         self._what = what
         self._rng = random.Random(f"{history.plan.seed}:walk:{what['number']}")
+        self._looks = random.Random(f"{history.plan.seed}:look:{what['number']}")
         self._content = self._rng.randbytes(what["size"])
         self._room = what["size"] + what["spare"]
         """What it asks for: as much as it has, or more."""
@@ -100,7 +101,9 @@ class Walk:
             case "post":
                 self._least = 0
                 chunked = rng.random() < (0.6 if self._what["spare"] else 0.3)
+                looking = stranger.look_meanwhile(asked.upload or "", self._looks)
                 self._posted(await stranger.post(asked, content, digest=digest, chunked=chunked))
+                await looking
                 if rng.random() < 0.3:
                     self._finished(asked, await stranger.finish(asked))
             case "cut":
@@ -166,9 +169,11 @@ class Walk:
         self._answered(offset)
         if offset < len(content):
             sent = self._rng.choice((None, self._rng.randint(0, len(content) - offset)))
+            looking = stranger.look_meanwhile(asked.upload or "", self._looks)
             reply = await stranger.patch(
                 asked, offset, content[offset:], sent=sent, then="wait" if sent is None else "close"
             )
+            await looking
             if reply is not None and reply.status == 204:
                 self._answered(int(reply.headers.get("Upload-Offset") or 0))
             elif reply is not None and reply.status == 422:

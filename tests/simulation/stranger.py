@@ -298,6 +298,18 @@ class Stranger:
         offset = reply.headers.get("Upload-Offset")
         return reply.status, None if offset is None else int(offset)
 
+    def look_meanwhile(self, url: str, rng: random.Random) -> Deferred[Any]:
+        """Now and then ask where an upload stands while it is being sent, by other connections."""
+        pauses = [rng.choice((0.0, rng.random() * 0.1, rng.random() * 3.0)) for _ in range(3)]
+        times = rng.choice((0, 0, 1, 3))
+
+        async def look() -> None:
+            for pause in pauses[:times]:
+                await self.sleep(pause)
+                await self.request("HEAD", url, headers={"Tus-Resumable": "1.0.0"})
+
+        return self.start(look())
+
     async def patch(
         self, asked: Asked, offset: int, data: bytes, *, sent: int | None = None, then: str = "wait"
     ) -> Reply | None:

@@ -54,6 +54,7 @@ class End:
 
     def write(self, data: bytes) -> None:
         if data and self.connected:
+            self._network.heard(self, data)
             self.out.append(bytes(data))
             self.size += len(data)
             if self.size > HIGH and self.producer is not None and not self._producer_paused:
