@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from backupd.peer.exchange import Reply
 from backupd.requests import Stored, Storing
 from tests.simulation.stranger import Asked, Stranger
+from tests.simulation.trespass import trespass
 
 if TYPE_CHECKING:
     from tests.simulation.history import History
@@ -38,6 +39,7 @@ class Walk:
         self._what = what
         self._rng = random.Random(f"{history.plan.seed}:walk:{what['number']}")
         self._looks = random.Random(f"{history.plan.seed}:look:{what['number']}")
+        self._strays = random.Random(f"{history.plan.seed}:stray:{what['number']}")
         self._content = self._rng.randbytes(what["size"])
         self._room = what["size"] + what["spare"]
         """What it asks for: as much as it has, or more."""
@@ -81,6 +83,10 @@ class Walk:
                 await stranger.sleep(10.0)
             if asked.upload is None:
                 return
+            if self._strays.random() < 0.3:
+                granted = await trespass(stranger, self._receiver, asked, self._strays)
+                if granted is not None:
+                    self._lie(granted)
             lies = self._rng.random() < what["lies"]
             step = self._rng.choice(LIES if lies else STEPS)
             if what["habit"] is not None and self._rng.random() < 0.7:
