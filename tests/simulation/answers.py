@@ -1,5 +1,5 @@
 """What a receiver answers, and what its ledger has at that moment: no byte is acknowledged that is
-not durable, and none that was acknowledged is taken back.
+not durable, and none that was acknowledged is taken back. And how many videos a sender sends.
 
 It listens to every connection, whoever is at its other side.
 """
@@ -15,6 +15,7 @@ from tests.simulation.machine import Machine
 
 if TYPE_CHECKING:
     from tests.simulation.history import History
+    from tests.simulation.process import Process
     from tests.simulation.transport import End
 
 __all__ = ["Answers"]
@@ -76,8 +77,32 @@ class Answers:
             stood = self._standing(machine, target)
             told = self._told.get(stood.named, 0)
             self._asked[end] = _Question(method, target, stood, told)
+            if method != "HEAD" and "/receive-backup/" in target:
+                self._sending(end.other.process)
+
+    def _sending(self, process: Process) -> None:
+        """A sender has begun one more request with bytes: it sends so many videos at once."""
+        sender = process.machine
+        if not isinstance(sender, Machine):
+            return
+        links: dict[str, None] = {}
+        for end, question in list(self._asked.items()):
+            theirs = end.other
+            if theirs.closed or theirs.disconnecting or not theirs.connected:
+                del self._asked[end]
+            elif theirs.process is process and question.method != "HEAD":
+                _, found, rest = question.target.partition("/receive-backup/")
+                if found:
+                    links[rest.partition("/")[0]] = None
+        most = sender.settings.max_sends
+        if len(links) > most:
+            self._history.violations.append(
+                f"{sender.name} sends {len(links)} videos at once; {most} are allowed"
+            )
 
     def _answer(self, end: End, question: _Question, data: bytes) -> None:
+        if not data.startswith(b"HTTP/1.1 1"):
+            del self._asked[end]
         head, _, body = data.partition(b"\r\n\r\n")
         head += b"\r\n"
         place = LOCATION.search(head)
