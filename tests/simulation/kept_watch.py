@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from backupd.receiver.seen_time import CATCH_UP
 from backupd.receiver.trash import AGAIN, RETENTION
-from backupd.requests import Backup, same_video
+from backupd.requests import Backup, Storing, same_video
 from backupd.storage import sidecar
 from tests.simulation.machine import ROOT
 
@@ -70,6 +70,11 @@ class KeptWatch:
 
     def look(self, machine: Machine) -> None:
         """Everything about what is kept that has to hold at any moment."""
+        for row in machine.books.alive.values():
+            if isinstance(row.request, Storing):
+                # From then on its age counts, however long a crash keeps it from the list.
+                backup_id = row.request.backup.backup_id
+                self._since.setdefault(backup_id, self._history.timeline.now)
         before = self._listed.get(machine.name, {})
         listed = {one: backup for one, (_, backup) in machine.books.backups.items()}
         if listed == before:
@@ -164,7 +169,9 @@ class KeptWatch:
                 self.fail(machine, f"has put {backup_id} into the trash, which is locked")
             if backup.deleted_by == RETENTION:
                 self._fallen(machine, backup)
-            if backup.deleted_by == PEER and self._young(backup_id, machine.settings.minimum_keep):
+            if backup.deleted_by == PEER and self._young(
+                machine, backup_id, machine.settings.minimum_keep
+            ):
                 self.fail(machine, f"has let a peer delete {backup_id}, which is too young")
         was = None if old is None else old.locked_until
         if was is not None and (backup.locked_until is None or backup.locked_until < was):
@@ -181,13 +188,14 @@ class KeptWatch:
             self.fail(machine, f"lets {backup.backup_id} fall out, though all is to be kept")
         if len(newer) < max(1, said.keep_last or 0):
             self.fail(machine, f"lets {backup.backup_id} fall out, which is one of the last")
-        if self._young(backup.backup_id, max(said.keep_for or 0.0, said.minimum_keep or 0.0)):
+        age = max(said.keep_for or 0.0, said.minimum_keep or 0.0)
+        if self._young(machine, backup.backup_id, age):
             self.fail(machine, f"lets {backup.backup_id} fall out, which is too young")
 
-    def _young(self, backup_id: str, age: float | None) -> bool:
+    def _young(self, machine: Machine, backup_id: str, age: float | None) -> bool:
         """Whether it is certain that it has not been kept for so long."""
         kept = self._history.timeline.now - self._since[backup_id]
-        return kept < (age or 0.0) * self._part() - 1.0
+        return kept < (age or 0.0) * self._part() - 1.0 - self._slowest(machine)
 
     def _versions(self, machine: Machine, backup: Backup) -> list[Backup]:
         """The other good ones of the same video."""
