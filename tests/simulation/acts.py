@@ -245,7 +245,12 @@ class Acts:
     def _take(self, machine: Machine, upload_id: str) -> None:
         if self.ceased or not machine.disk.take(f"{INCOMING}/{upload_id}"):
             return
-        self.note(f"the file of upload {upload_id} of {machine.name} is taken away")
+        uploads = [one for _, one in machine.books.uploads.values()]
+        mine = [one.request_id for one in uploads if one.upload_id == upload_id]
+        count = sum(one.request_id in mine for one in uploads)
+        self.note(
+            f"of upload {upload_id} of {machine.name}, one of {count}, the file is taken away"
+        )
         self.fault("files taken")
         self.watch.taken(upload_id)
         machine.dirty = True

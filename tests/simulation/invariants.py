@@ -191,6 +191,8 @@ class Watch:
             if upload.offset < before:
                 self._fail(machine, f"went back from {before} to {upload.offset} in {upload_id}")
             self._offsets[upload_id] = upload.offset
+            if len(upload.parts) > 1 and not request.ask.direct and upload_id not in self._owners:
+                self._history.did("joined of parts")
             most = max(upload.allocated, self._owners.get(upload_id, ("", 0))[1])
             self._owners[upload_id] = upload.request_id, most
             if upload.offset > self._sizes[upload.request_id]:

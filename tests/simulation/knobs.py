@@ -9,8 +9,8 @@ from unittest.mock import patch
 from werkzeug.routing import Rule
 
 from backupd.peer import file_body
-from backupd.receiver import blocks, trash
-from backupd.sender import delivery
+from backupd.receiver import blocks, joining, trash
+from backupd.sender import delivery, lanes
 
 __all__ = ["turned"]
 
@@ -33,6 +33,14 @@ def turned(knobs: Mapping[str, int]) -> Iterator[None]:
         patch.object(delivery, "PIECES", (knobs["PIECE"], 16 * knobs["PIECE"])),
         patch.object(delivery, "MIB", min(knobs["PIECE"], delivery.MIB)),
         patch.object(delivery, "WORTH", knobs["WORTH"]),
+        patch.object(lanes, "LEAST", knobs["LEAST"]),
+        # So much is needed twice, beside what was promised: in production it is of the floor.
+        patch.object(joining, "STRIDE", knobs["STRIDE"]),
+        patch.object(lanes, "TRIAL", knobs["TRIAL"]),
+        patch.object(lanes, "LARGER", knobs["LARGER"]),
+        # A part is never long enough to be told by its seconds here; by its round trips it may be.
+        patch.object(lanes, "TELLING", 0.0),
+        patch.object(lanes, "ROUNDS", knobs["ROUNDS"]),
         # Half of the time of a start goes into compiling what builds URLs; nothing here does.
         patch.object(Rule, "_compile_builder", lambda self, append_unknown=True: _no_builder),
     ):

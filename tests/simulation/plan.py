@@ -9,6 +9,8 @@ import random
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.simulation import circumstances
+
 __all__ = ["KINDS", "WEEK", "Action", "Plan", "Video", "draw"]
 
 CALM = 3
@@ -160,6 +162,7 @@ def draw(seed: int, *, sqlite_share: float = 0.04) -> Plan:
             video = plan.videos[action.what["video"]]
             plan.capacity[video.machine] += video.size + 8192
     _take(plan, random.Random(f"take {seed}"))
+    circumstances.in_parts(plan, random.Random(f"parts {seed}"))
     plan.actions.sort(key=lambda action: action.at)
     ends = [action.at + action.what.get("lasts", 0.0) for action in plan.actions]
     plan.calm_at = max([60.0, *ends]) + 5.0

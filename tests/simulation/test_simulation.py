@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -79,9 +80,9 @@ def calm(*, least: int = 0) -> Plan:
     )
 
 
-def taking(plan: Plan, *, whole: bool) -> Plan:
-    """The plan, in which the file of the first upload is taken away."""
-    what = {"machine": plan.actions[0].what["to"], "whole": whole, "late": 0.0, "lasts": 60.0}
+def taking(plan: Plan, *, whole: bool, late: float = 0.0) -> Plan:
+    """The plan, in which the file of the first upload is taken away, ``late`` after it is there."""
+    what = {"machine": plan.actions[0].what["to"], "whole": whole, "late": late, "lasts": 60.0}
     plan.actions.insert(0, Action(0.0, "take", what))
     return plan
 
@@ -106,17 +107,32 @@ def test_what_is_taken_away_is_sent_again() -> None:
     assert outcome.states["STORED"] == outcome.entry_moves["SENT -> VERIFIED"] == videos
 
 
+def long_way(plan: Plan) -> Plan:
+    """The plan, with a way that is long enough for videos to go in parts of 4096 bytes."""
+    plan.weather["delay"] = (0.05, 0.6)
+    plan.knobs |= {"WORTH": 8192, "LEAST": 4096, "TRIAL": 4096, "LARGER": 2, "ROUNDS": 0}
+    return plan
+
+
+def test_a_video_goes_in_several_parts() -> None:
+    """Parts that are sent at the same time are joined in their order, and are the whole."""
+    plan = long_way(calm(least=20_000))
+    outcome = run(plan)
+    assert outcome.violation is None
+    assert outcome.done["joined of parts"] == outcome.states["STORED"] == len(plan.actions)
+
+
 def test_a_part_that_is_taken_away_is_sent_again() -> None:
     """Parts one of which is gone are not tried to be joined until their request expires."""
-    plan = taking(calm(least=20_000), whole=False)
-    plan.weather["delay"] = (0.05, 0.6)
-    plan.knobs["WORTH"] = 8192
+    plan = taking(long_way(calm(least=20_000)), whole=False, late=10.0)
     for settings in plan.machines.values():
         settings["upload_expiry"] = 86400.0
     outcome = run(plan, traced=True)
     assert outcome.violation is None
     assert outcome.faults["files taken"] == 1
+    assert any(re.search(r"one of [2-9], the file is taken", line) for line in outcome.trace)
     assert any("is gone from the disk" in line for line in outcome.trace)
+    assert outcome.done["joined of parts"] >= outcome.states["STORED"] == len(plan.actions) - 1
 
 
 def test_only_faults_that_happened_are_counted() -> None:
