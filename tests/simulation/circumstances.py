@@ -5,12 +5,12 @@ stay the histories that they were.
 from __future__ import annotations
 
 import random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tests.simulation.plan import Plan
 
-__all__ = ["in_parts"]
+__all__ = ["in_parts", "slowly"]
 
 LEAST = (4096, 16_384, 65_536)
 """Bytes of a part at least, where files go in several."""
@@ -26,3 +26,22 @@ def in_parts(plan: Plan, rng: random.Random) -> None:
         "ROUNDS": rng.choice((0, 0, 10)),
         "STRIDE": rng.choice((4096, 16_384)),
     }
+
+
+def slowly(plan: Plan, rng: random.Random) -> tuple[float, str, dict[str, Any]] | None:
+    """A way so slow that an upload takes several leases, and nothing that hinders it; perhaps a
+    slow disk, so that it also takes a lease until something of it is durable.
+    """
+    largest = max(video.size for video in plan.videos)
+    if any(action.kind != "send" for action in plan.actions) or largest < 65_536:
+        return None
+    plan.unhindered = True
+    if not rng.randrange(4):
+        return None
+    for settings in plan.machines.values():
+        settings |= {"offer_lease": 20.0, "upload_expiry": 40.0, "min_rate": 0}
+    plan.weather["bandwidth"] = rng.uniform(1200.0, 1500.0)
+    if not rng.randrange(3):
+        return None
+    to = rng.choice([action.what["to"] for action in plan.actions])
+    return 0.5, "slow_disk", {"machine": to, "seconds": 5.0, "lasts": 1000.0}

@@ -21,7 +21,7 @@ from tests.simulation.answers import Answers
 from tests.simulation.invariants import Violation, Watch
 from tests.simulation.knobs import turned
 from tests.simulation.machine import CONTROL, Machine
-from tests.simulation.network import Network, Weather
+from tests.simulation.network import SLOW, Network, Weather
 from tests.simulation.plan import WEEK, Plan
 from tests.simulation.stranger import Stranger
 from tests.simulation.timeline import START, Owner, Timeline
@@ -127,6 +127,8 @@ class History(Acts):
         if not owner.alive:
             return
         self._events.append((self.timeline.now, owner.name, event))
+        if str(event.get("why")).startswith("The connection ended"):
+            self.watch.left(str(event.get("request_id")))
         if "log_failure" in event or event["log_level"] is LogLevel.critical:
             failure = event.get("log_failure")
             trace = failure.getTraceback() if failure is not None else ""
@@ -213,6 +215,8 @@ class History(Acts):
 
     def _wind_up(self) -> None:
         """Nothing happens for a while, and again after the power of everybody has failed."""
+        weather = self.network.weather
+        weather.bandwidth = max(weather.bandwidth, SLOW)
         for time in range(2):
             end = self.timeline.now + IDLE
             while self.timeline.step(end):

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Violation", "Watch"]
 
+SOON = 12.0
+"""Seconds from the end of a connection that is cut until what follows from it is committed."""
+
 LATE = 900.0
 """Seconds by which what time ends may be late, with every fault that a plan has."""
 
@@ -87,6 +90,7 @@ class Watch:
         self._entries: dict[str, str] = {}
         self._cancelled: dict[str, None] = {}
         self._taken: dict[str, None] = {}
+        self._left: dict[str, float] = {}
 
     def allow(self, peer: str, video: str, content: bytes) -> None:
         """These bytes may be what a peer sends as a video."""
@@ -115,6 +119,10 @@ class Watch:
     def cancelled(self, machine: Machine, entry_id: str) -> None:
         """The operator does not want this entry any more."""
         self._cancelled[entry_id] = None
+
+    def left(self, request_id: str) -> None:
+        """Its sender has ended a connection in the middle, and has to come again."""
+        self._left[request_id] = self._history.timeline.now
 
     def taken(self, upload_id: str) -> None:
         """Somebody has removed the file of this upload."""
@@ -168,6 +176,16 @@ class Watch:
             self._history.outcome.moves[f"{before or 'nothing'} -> {state}"] += 1
             if before in ("STORED", "EXPIRED", "CANCELLED", "FAILED"):
                 self._fail(machine, f"let {request_id} go from {before} to {state}")
+            now = self._history.timeline.now
+            # A connection that the receiver itself cuts, for the lease, has ended just now.
+            came = now - self._left.get(request_id, now) < SOON
+            if (
+                self._plan.unhindered
+                and came
+                and before == "RECEIVING"
+                and state in ("PENDING", "EXPIRED")
+            ):
+                self._fail(machine, f"lets {request_id} go to {state} while its bytes come")
         if not isinstance(request, Stored) and getattr(request, "tries", 0) >= MAX_TRIES:
             self._fail(machine, f"gives {request_id} one try too many")
         self._in_time(machine, request_id, before, request)

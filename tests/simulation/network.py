@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["LOOPBACK", "Connector", "Network", "Port", "Weather"]
 
 LOOPBACK = "127.0.0.1"
+SLOW = 1e4
+"""Bytes a second below which a way is slow."""
 
 
 @dataclass(slots=True)
@@ -188,6 +190,9 @@ class Network:
 
     def piece(self, size: int) -> int:
         """How many of ``size`` bytes arrive together."""
+        if self.weather.bandwidth < SLOW:
+            # On a slow way something comes every second.
+            size = min(size, max(1, int(self.weather.bandwidth)))
         if self.weather.pieces <= 1 or size < 2:
             return min(size, HIGH)
         if size <= 2048:

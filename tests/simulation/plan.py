@@ -80,6 +80,9 @@ class Plan:
     cramped: bool = False
     """There is not room for everything."""
 
+    unhindered: bool = False
+    """Nothing happens that could make a sender late: it keeps its turn until all has arrived."""
+
     knobs: dict[str, int] = field(default_factory=dict)
     weather: dict[str, Any] = field(default_factory=dict)
     videos: list[Video] = field(default_factory=list)
@@ -163,6 +166,9 @@ def draw(seed: int, *, sqlite_share: float = 0.04) -> Plan:
             plan.capacity[video.machine] += video.size + 8192
     _take(plan, random.Random(f"take {seed}"))
     circumstances.in_parts(plan, random.Random(f"parts {seed}"))
+    slow = circumstances.slowly(plan, random.Random(f"slowly {seed}"))
+    if slow is not None:
+        plan.actions.append(Action(*slow))
     plan.actions.sort(key=lambda action: action.at)
     ends = [action.at + action.what.get("lasts", 0.0) for action in plan.actions]
     plan.calm_at = max([60.0, *ends]) + 5.0
