@@ -255,6 +255,13 @@ class Acts:
         self.watch.taken(upload_id)
         machine.dirty = True
 
+    def _do_rot(self, what: dict[str, Any], machine: Machine) -> None:
+        """Bytes of what is kept change on the disk, once it is kept."""
+        rot = self.watch.kept.rot
+        rot.await_(what)
+        self._later(what["lasts"], rot.over, what)
+        rot.look(machine)
+
     def _do_stranger(self, what: dict[str, Any], _: object) -> None:
         history = cast("History", self)
         self.did("stranger")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tests.simulation.plan import Plan
 
-__all__ = ["in_parts", "slowly"]
+__all__ = ["in_parts", "rot", "slowly"]
 
 LEAST = (4096, 16_384, 65_536)
 """Bytes of a part at least, where files go in several."""
@@ -45,3 +45,28 @@ def slowly(plan: Plan, rng: random.Random) -> tuple[float, str, dict[str, Any]] 
         return None
     to = rng.choice([action.what["to"] for action in plan.actions])
     return 0.5, "slow_disk", {"machine": to, "seconds": 5.0, "lasts": 1000.0}
+
+
+def rot(plan: Plan, rng: random.Random) -> tuple[float, str, dict[str, Any]] | None:
+    """Something that is kept rots on the disk, and is read again: by the scrub, or because its
+    operator wants to know.
+
+    Not where who sent it may be heard no more, nor where clocks jump by more than it is read in.
+    """
+    hinders = any(action.kind in ("revoke", "jump") for action in plan.actions)
+    if rng.randrange(8) or hinders or plan.cramped:
+        return None
+    send = rng.choice([action for action in plan.actions if action.kind == "send"])
+    to, video = send.what["to"], plan.videos[send.what["video"]]
+    period = rng.choice((0.0, 900.0, 3600.0))
+    plan.machines[to]["scrub_period"] = period
+    plan.capacity[to] += video.size + 49_152
+    what = {
+        "machine": to,
+        "owner": video.machine,
+        "name": video.name,
+        "late": rng.choice((0.0, rng.uniform(0.0, 5.0), rng.uniform(0.0, 100.0))),
+        "verify": rng.uniform(0.0, 60.0) if not period or rng.random() < 0.3 else None,
+        "lasts": 400.0,
+    }
+    return send.at, "rot", what

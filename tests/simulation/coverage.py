@@ -32,7 +32,7 @@ ENTRY_MOVES = (
     "READY -> ASKING",
     "SENT -> READY",
     *(f"{state} -> CANCELLED" for state in ("ASKING", "WAITING", "READY")),
-    *("ASKING -> READY", "READY -> WAITING", "SENT -> ASKING"),
+    *("ASKING -> READY", "READY -> WAITING", "SENT -> ASKING", "VERIFIED -> READY"),
 )
 """Moves of an entry of the outbox that this simulation has to see."""
 
@@ -40,6 +40,6 @@ RARE = (
     *("OFFERED -> FAILED", "STORING -> FAILED"),
     *(f"{state} -> STORING" for state in ("PENDING", "OFFERED", "RECEIVING")),
     *(f"{state} -> FAILED" for state in ("ASKING", "WAITING", "READY", "SENT")),
-    *("SENT -> WAITING", "SENT -> CANCELLED", "SENT -> UNVERIFIED", "VERIFIED -> READY"),
+    *("SENT -> WAITING", "SENT -> CANCELLED", "SENT -> UNVERIFIED"),
 )
 """Moves that may be, and need not be seen. Any that is in none of these tables must not be."""

@@ -196,13 +196,14 @@ class History(Acts):
                 machine.dirty = False
                 self.watch.look(machine)
                 self.take_what_is_there(machine)
+                self.watch.kept.rot.look(machine)
         most = MOST_STEPS + STEPS_A_SECOND * (self.timeline.now - START)
         if self.timeline.steps > most:
             raise Violation(f"It goes round in circles: {most:.0f} steps and no end.")
 
     def _settled(self) -> bool:
         """Whether nothing is left to be done."""
-        return not self.visiting and all(
+        return not (self.visiting or self.watch.kept.rot.pending()) and all(
             machine.quiet
             and not machine.books.alive
             and (self.plan.cramped or self._nothing_goes(machine))
@@ -238,7 +239,8 @@ class History(Acts):
             for _, entry in list(machine.books.entries.values()):
                 if entry.state != "VERIFIED" or entry.content_url is None:
                     continue
-                if self.watch.kept.may_be_gone(entry.backup_id or ""):
+                backup_id = entry.backup_id or ""
+                if self.watch.kept.may_be_gone(backup_id) or backup_id in self.watch.kept.rot:
                     continue
                 got: list[Reply | None] = []
                 asking = self.stranger.start(

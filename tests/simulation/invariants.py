@@ -70,6 +70,10 @@ class Watch:
     def __init__(self, history: History) -> None:
         self._history = history
         self._plan = history.plan
+        self._ours = {machine.peer for machine in history.machines.values()}
+        kinds = {action.kind for action in history.plan.actions}
+        self._honest = kinds.isdisjoint(("touch", "take"))
+        """No file changes or is taken away: our senders send what they say, at the first try."""
         self._contents: dict[tuple[str, str], list[bytes]] = {}
         for video in self._plan.videos:
             self.allow(history.machines[video.machine].peer, video.name, video.content())
@@ -188,6 +192,8 @@ class Watch:
                 self._fail(machine, f"lets {request_id} go to {state} while its bytes come")
         if not isinstance(request, Stored) and getattr(request, "tries", 0) >= MAX_TRIES:
             self._fail(machine, f"gives {request_id} one try too many")
+        if self._honest and getattr(request, "tries", 0) > 0 and request.ask.peer in self._ours:
+            self._fail(machine, f"has got other bytes for {request_id} than it was told")
         self._in_time(machine, request_id, before, request)
         # Whoever asks again may ask for less than has come already.
         self._sizes[request_id] = max(request.ask.size, self._sizes.get(request_id, 0))

@@ -10,6 +10,7 @@ from backupd.receiver.trash import AGAIN, RETENTION
 from backupd.requests import Backup, Storing, same_video
 from backupd.storage import sidecar
 from tests.simulation.machine import ROOT
+from tests.simulation.rot import Rot
 
 if TYPE_CHECKING:
     from tests.simulation.history import History
@@ -40,6 +41,8 @@ class KeptWatch:
         self._locks: dict[str, tuple[float, float]] = {}
         self._now: dict[str, None] = {}
         self._digests: dict[str, None] = {}
+        self._gave_way: dict[str, None] = {}
+        self.rot = Rot(history)
 
     def fail(self, machine: Machine, what: str) -> NoReturn:
         raise Violation(f"{machine.name} {what}")
@@ -59,8 +62,8 @@ class KeptWatch:
         self._now[backup_id] = None
 
     def may_be_gone(self, backup_id: str) -> bool:
-        """Whether it is on its way out, or was."""
-        return backup_id in self._now or backup_id in self._trashed
+        """Whether it is on its way out, or was, or another copy has taken its place."""
+        return any(backup_id in those for those in (self._now, self._trashed, self._gave_way))
 
     def was_there(self, sha256: str) -> bool:
         """Whether such bytes were ever kept."""
@@ -91,7 +94,7 @@ class KeptWatch:
     def files(self, machine: Machine) -> None:
         """What is listed is on the disk for certain, as it is listed."""
         for backup_id, (_, backup) in machine.books.backups.items():
-            if backup.problem is not None or self._leaves(machine, backup):
+            if backup.problem is not None or self._leaves(machine, backup) or backup_id in self.rot:
                 continue  # it may be giving way to a copy that is whole, or is being removed
             there = machine.disk.durable(f"{ROOT}/{backup.folder}/{backup.name}")
             if there is None:
@@ -216,8 +219,12 @@ class KeptWatch:
             self.fail(machine, f"has removed {backup_id}, which is locked")
         if backup_id in self._now:
             return
-        if backup.problem is not None and self._versions(machine, backup):
-            return  # another copy has taken its place
+        if backup.problem is not None and any(
+            one.sha256 == backup.sha256 and self.rot.whole(machine, one)
+            for one in self._versions(machine, backup)
+        ):
+            self._gave_way[backup_id] = None
+            return
         if not self._over(machine, backup):
             self.fail(machine, f"has removed {backup_id}, whose time was not over")
         if backup.deleted_by == RETENTION and not self._versions(machine, backup):
@@ -227,6 +234,7 @@ class KeptWatch:
 
     def at_the_end(self, machine: Machine) -> None:
         """The trash does not grow, and nothing lies where nobody knows of it."""
+        self.rot.at_the_end(machine)
         service = machine.service
         if service is None:
             return

@@ -166,9 +166,12 @@ def draw(seed: int, *, sqlite_share: float = 0.04) -> Plan:
             plan.capacity[video.machine] += video.size + 8192
     _take(plan, random.Random(f"take {seed}"))
     circumstances.in_parts(plan, random.Random(f"parts {seed}"))
-    slow = circumstances.slowly(plan, random.Random(f"slowly {seed}"))
-    if slow is not None:
-        plan.actions.append(Action(*slow))
+    for more in (
+        circumstances.slowly(plan, random.Random(f"slowly {seed}")),
+        circumstances.rot(plan, random.Random(f"rot {seed}")),
+    ):
+        if more is not None:
+            plan.actions.append(Action(*more))
     plan.actions.sort(key=lambda action: action.at)
     ends = [action.at + action.what.get("lasts", 0.0) for action in plan.actions]
     plan.calm_at = max([60.0, *ends]) + 5.0

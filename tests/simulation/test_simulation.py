@@ -135,6 +135,26 @@ def test_a_part_that_is_taken_away_is_sent_again() -> None:
     assert outcome.done["joined of parts"] >= outcome.states["STORED"] == len(plan.actions) - 1
 
 
+@pytest.mark.parametrize("by", ["scrub", "operator"])
+def test_what_rots_is_found_and_sent_again(by: str) -> None:
+    """A byte that changes on the disk is found by the scrub, or by an operator who has it read;
+    the sender is asked for it once more, and what it has sent takes the place of the damaged one.
+    """
+    plan = calm()
+    send = plan.actions[0]
+    to, video = send.what["to"], plan.videos[send.what["video"]]
+    plan.machines[to]["scrub_period"] = 900.0 if by == "scrub" else 0.0
+    what = {"machine": to, "owner": video.machine, "name": video.name, "late": 1.0, "lasts": 60.0}
+    what["verify"] = None if by == "scrub" else 5.0
+    plan.capacity[to] += video.size + 49_152
+    plan.actions.append(Action(0.0, "rot", what))
+    outcome = run(plan)
+    assert outcome.violation is None
+    assert outcome.faults["rot"] == outcome.entry_moves["VERIFIED -> READY"] == 1
+    assert outcome.moves["kept -> gone"] == 1
+    assert outcome.states["STORED"] == len(plan.actions)
+
+
 def test_only_faults_that_happened_are_counted() -> None:
     """Who is down cannot be killed; and what is no fault is counted apart from those."""
     plan = calm()
@@ -161,7 +181,7 @@ def test_what_was_not_seen_is_told() -> None:
     assert seen.wrong() is None
     del seen.entry_moves["SENT -> READY"]
     assert "1 states and moves were not seen" in str(seen.wrong())
-    assert "moves of entries: 13 of 14; not seen: SENT -> READY" in list(seen.lines(1.0, 1.0))
+    assert "moves of entries: 14 of 15; not seen: SENT -> READY" in list(seen.lines(1.0, 1.0))
     assert seen.wrong(stopped=True) is None
     seen.histories = ENOUGH - 1
     assert seen.wrong() is None
