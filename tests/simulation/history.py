@@ -128,7 +128,7 @@ class History(Acts):
             return
         self._events.append((self.timeline.now, owner.name, event))
         if str(event.get("why")).startswith("The connection ended"):
-            self.watch.left(str(event.get("request_id")))
+            self.watch.senders.left(str(event.get("request_id")))
         if "log_failure" in event or event["log_level"] is LogLevel.critical:
             failure = event.get("log_failure")
             trace = failure.getTraceback() if failure is not None else ""

@@ -27,15 +27,13 @@ from backupd.tap import FOOTPRINT, OFFER_BACKOFF
 from tests.simulation.disk import BLOCK
 from tests.simulation.kept_watch import KeptWatch, Violation
 from tests.simulation.machine import INCOMING, ROOT
+from tests.simulation.senders_watch import SendersWatch
 
 if TYPE_CHECKING:
     from tests.simulation.history import History
     from tests.simulation.machine import Machine
 
 __all__ = ["Violation", "Watch"]
-
-SOON = 12.0
-"""Seconds from the end of a connection that is cut until what follows from it is committed."""
 
 LATE = 900.0
 """Seconds by which what time ends may be late, with every fault that a plan has."""
@@ -70,10 +68,6 @@ class Watch:
     def __init__(self, history: History) -> None:
         self._history = history
         self._plan = history.plan
-        self._ours = {machine.peer for machine in history.machines.values()}
-        kinds = {action.kind for action in history.plan.actions}
-        self._honest = kinds.isdisjoint(("touch", "take"))
-        """No file changes or is taken away: our senders send what they say, at the first try."""
         self._contents: dict[tuple[str, str], list[bytes]] = {}
         for video in self._plan.videos:
             self.allow(history.machines[video.machine].peer, video.name, video.content())
@@ -89,12 +83,12 @@ class Watch:
         """Of each upload its request, and the most that was ever counted as allocated to it."""
         self._capabilities: dict[str, str] = {}
         self.kept = KeptWatch(history)
+        self.senders = SendersWatch(history)
         self._leases: dict[str, _Lease] = {}
         self._free: dict[str, tuple[float, float]] = {}
         self._entries: dict[str, str] = {}
         self._cancelled: dict[str, None] = {}
         self._taken: dict[str, None] = {}
-        self._left: dict[str, float] = {}
 
     def allow(self, peer: str, video: str, content: bytes) -> None:
         """These bytes may be what a peer sends as a video."""
@@ -123,10 +117,6 @@ class Watch:
     def cancelled(self, machine: Machine, entry_id: str) -> None:
         """The operator does not want this entry any more."""
         self._cancelled[entry_id] = None
-
-    def left(self, request_id: str) -> None:
-        """Its sender has ended a connection in the middle, and has to come again."""
-        self._left[request_id] = self._history.timeline.now
 
     def taken(self, upload_id: str) -> None:
         """Somebody has removed the file of this upload."""
@@ -180,20 +170,11 @@ class Watch:
             self._history.outcome.moves[f"{before or 'nothing'} -> {state}"] += 1
             if before in ("STORED", "EXPIRED", "CANCELLED", "FAILED"):
                 self._fail(machine, f"let {request_id} go from {before} to {state}")
-            now = self._history.timeline.now
-            # A connection that the receiver itself cuts, for the lease, has ended just now.
-            came = now - self._left.get(request_id, now) < SOON
-            if (
-                self._plan.unhindered
-                and came
-                and before == "RECEIVING"
-                and state in ("PENDING", "EXPIRED")
-            ):
-                self._fail(machine, f"lets {request_id} go to {state} while its bytes come")
         if not isinstance(request, Stored) and getattr(request, "tries", 0) >= MAX_TRIES:
             self._fail(machine, f"gives {request_id} one try too many")
-        if self._honest and getattr(request, "tries", 0) > 0 and request.ask.peer in self._ours:
-            self._fail(machine, f"has got other bytes for {request_id} than it was told")
+        wrong = self.senders.wrong(before, state, request)
+        if wrong is not None:
+            self._fail(machine, wrong)
         self._in_time(machine, request_id, before, request)
         # Whoever asks again may ask for less than has come already.
         self._sizes[request_id] = max(request.ask.size, self._sizes.get(request_id, 0))

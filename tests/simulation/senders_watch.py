@@ -1,0 +1,44 @@
+"""What our own senders may count on at a receiver while nothing goes wrong."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from backupd.requests import BackupRequest
+
+if TYPE_CHECKING:
+    from tests.simulation.history import History
+
+__all__ = ["SendersWatch"]
+
+SOON = 12.0
+"""Seconds from the end of a connection that is cut until what follows from it is committed."""
+
+
+class SendersWatch:
+    """Follows the requests of our own senders."""
+
+    def __init__(self, history: History) -> None:
+        self._history = history
+        self._ours = {machine.peer for machine in history.machines.values()}
+        kinds = {action.kind for action in history.plan.actions}
+        self._honest = kinds.isdisjoint(("touch", "take"))
+        """No file changes or is taken away: they send what they say, at the first try."""
+        self._left: dict[str, float] = {}
+
+    def left(self, request_id: str) -> None:
+        """Its sender has ended a connection in the middle, and has to come again."""
+        self._left[request_id] = self._history.timeline.now
+
+    def wrong(self, before: str, state: str, request: BackupRequest) -> str | None:
+        """What is wrong with a request that was in the state ``before``, and is in ``state``."""
+        request_id = request.ask.request_id
+        if state != before and before == "RECEIVING" and state in ("PENDING", "EXPIRED"):
+            now = self._history.timeline.now
+            # A connection that the receiver itself cuts, for the lease, has ended just now.
+            came = now - self._left.get(request_id, now) < SOON
+            if self._history.plan.unhindered and came:
+                return f"lets {request_id} go to {state} while its bytes come"
+        if self._honest and getattr(request, "tries", 0) > 0 and request.ask.peer in self._ours:
+            return f"has got other bytes for {request_id} than it was told"
+        return None
