@@ -13,7 +13,19 @@ from pathlib import Path
 from rich.console import Console
 
 from backupd.sizes import parse_size
-from bench import admissions, growth, ingest, latency, links, many, restore, sending, slow, ticks
+from bench import (
+    admissions,
+    growth,
+    ingest,
+    latency,
+    links,
+    many,
+    restore,
+    sending,
+    simulation,
+    slow,
+    ticks,
+)
 from bench.machine import conditions
 from bench.peers import Peers
 from bench.report import Bench, Row, print_table, write_json
@@ -31,6 +43,7 @@ SECTIONS: dict[str, Section] = {
     "admissions": admissions.measure,
     "ticks": ticks.measure,
     "starts": growth.measure,
+    "simulation": simulation.measure,
 }
 
 
