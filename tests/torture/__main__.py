@@ -70,7 +70,9 @@ def main(arguments: list[str]) -> int:
         "--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), metavar="SECTION"
     )
     parser.add_argument("--kills", type=int, default=1000, help="how many, 1000")
-    parser.add_argument("--minutes", type=float, default=60.0, help="of the long run, 60")
+    parser.add_argument(
+        "--minutes", type=float, default=60.0, help="of the long run, 60; 10 at least"
+    )
     parser.add_argument("--restarts", type=int, default=8, help="of a daemon in the long run, 8")
     options = parser.parse_args(arguments)
     if options.kills < 1 or options.minutes <= 0 or options.restarts < 0:

@@ -161,7 +161,7 @@ def complaints(name: str, samples: Sequence[Sample]) -> Iterator[str]:
     lives = [list(life) for _, life in groupby(samples, key=lambda one: one.pid)]
     longest = max(len(life) for life in lives)
     # A short life is all warming up; of the others the last third is held against the middle one.
-    worth = [life for life in lives if len(life) >= max(9, longest // 3)]
+    worth = [life for life in lives if len(life) >= max(9, longest * 2 // 3)]
     for what in OF_A_PROCESS:
         gains = [_gain(life, what, 3) for life in worth]
         gained, done = sum(gain for gain, _ in gains), sum(done for _, done in gains)

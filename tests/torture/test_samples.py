@@ -92,3 +92,9 @@ def test_a_minute_finds_what_is_lost_with_each() -> None:
     assert told(run(minute, rate=40, memory=lambda done: 6_000.0 * done)) == []
     each = run(minute, rate=40, descriptors=float, threads=float)
     assert told(each) == ["receiver: descriptors", "receiver: threads"]
+
+
+def test_a_life_that_was_cut_short_is_no_measure() -> None:
+    """It warms up, each time anew; the one that fills the second half of the run has done so."""
+    warming = run(600, (1 / 4, 1 / 2), memory=lambda done: min(done / RATE / 130, 1.0) * 30 * MIB)
+    assert told(warming) == []
