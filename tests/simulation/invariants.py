@@ -25,6 +25,7 @@ from backupd.requests import (
 from backupd.service import LITTLE
 from backupd.tap import FOOTPRINT, OFFER_BACKOFF
 from tests.simulation.disk import BLOCK
+from tests.simulation.fairness import Fairness
 from tests.simulation.kept_watch import KeptWatch, Violation
 from tests.simulation.machine import INCOMING, ROOT
 from tests.simulation.senders_watch import SendersWatch
@@ -84,6 +85,7 @@ class Watch:
         self._capabilities: dict[str, str] = {}
         self.kept = KeptWatch(history)
         self.senders = SendersWatch(history)
+        self._fair = Fairness()
         self._leases: dict[str, _Lease] = {}
         self._free: dict[str, tuple[float, float]] = {}
         self._entries: dict[str, str] = {}
@@ -127,6 +129,7 @@ class Watch:
     def look(self, machine: Machine) -> None:
         """Everything that has to hold at any moment."""
         self._requests(machine)
+        self._fair.look(machine)
         self._uploads(machine)
         self.kept.look(machine)
         self.kept.files(machine)
@@ -168,6 +171,8 @@ class Watch:
             self._states[request_id] = state
             self._history.outcome.states[state] += 1
             self._history.outcome.moves[f"{before or 'nothing'} -> {state}"] += 1
+            if (before, state) == ("PENDING", "OFFERED") and not request.ask.part:
+                self._fair.served(machine, request.ask.peer)
             if before in ("STORED", "EXPIRED", "CANCELLED", "FAILED"):
                 self._fail(machine, f"let {request_id} go from {before} to {state}")
         if not isinstance(request, Stored) and getattr(request, "tries", 0) >= MAX_TRIES:

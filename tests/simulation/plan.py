@@ -16,6 +16,9 @@ __all__ = ["KINDS", "WEEK", "Action", "Plan", "Video", "draw"]
 CALM = 3
 """Of so many histories one has no faults, but that something may be taken away."""
 
+CROWDED = 80
+"""Of so many histories one is of many small videos that wait for one turn."""
+
 FUNCTIONS = {
     "open": (errno.EIO, errno.ENOSPC, errno.EMFILE),
     "pwritev": (errno.EIO, errno.ENOSPC),
@@ -182,7 +185,33 @@ def draw(seed: int, *, sqlite_share: float = 0.04) -> Plan:
         plan.patience = 2 * 3600.0
     if any(_abandons(action) for action in plan.actions):
         plan.abandons = max(one["upload_expiry"] for one in plan.machines.values())
+    crowd = random.Random(f"crowd {seed}")
+    if not crowd.randrange(CROWDED) and not plan.unhindered:
+        _crowd(plan, crowd)
     return plan
+
+
+def _crowd(plan: Plan, rng: random.Random) -> None:
+    """Instead of all that: several senders with many small videos, and one turn for all of them."""
+    names = ["A", "B", "C", "D"][: rng.choice((3, 3, 4))]
+    settings = plan.machines["A"] | {
+        "max_concurrent_transfers": 1,
+        "offer_deadline": 86400.0,
+        "upload_expiry": 3600.0,
+    }
+    plan.machines = {name: dict(settings) for name in names}
+    plan.sqlite = plan.cramped = False
+    plan.videos, plan.actions, plan.abandons = [], [], 0.0
+    for owner in names[1:]:
+        for _ in range(rng.randint(10, 20)):
+            what = {"video": len(plan.videos), "to": "A"}
+            size = rng.choice((1, 511, 4096))
+            plan.videos.append(Video(owner, str(what["video"]), size))
+            plan.actions.append(Action(rng.uniform(0.5, 5.0), "send", what))
+    room = sum(video.size + 49_152 for video in plan.videos)
+    plan.capacity = dict.fromkeys(names, settings["reserved_space"] + room + 1_000_000)
+    plan.actions.sort(key=lambda action: action.at)
+    plan.calm_at, plan.patience = 65.0, 3 * 3600.0
 
 
 def _abandons(action: Action) -> bool:
