@@ -146,7 +146,6 @@ def test_yes_is_durable() -> None:
     off.run()
     result_of(closing)
     answer = desk.asking(2, GB)
-    off.run()
     with pytest.raises(LedgerFailed):
         result_of(answer)
 
