@@ -127,7 +127,11 @@ class History(Acts):
         if not owner.alive:
             return
         self._events.append((self.timeline.now, owner.name, event))
-        if str(event.get("why")).startswith("The connection ended"):
+        # Cut in the middle; or its sender has waited for an answer for as long as it does.
+        if (
+            str(event.get("why")).startswith("The connection ended")
+            or event.get("state") == "READY"
+        ):
             self.watch.senders.left(str(event.get("request_id")))
         if "log_failure" in event or event["log_level"] is LogLevel.critical:
             failure = event.get("log_failure")

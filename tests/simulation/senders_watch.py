@@ -27,7 +27,7 @@ class SendersWatch:
         self._left: dict[str, float] = {}
 
     def left(self, request_id: str) -> None:
-        """Its sender has ended a connection in the middle, and has to come again."""
+        """Its sender has ended a connection before it was answered, and has to come again."""
         self._left[request_id] = self._history.timeline.now
 
     def wrong(self, before: str, state: str, request: BackupRequest) -> str | None:
