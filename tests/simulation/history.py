@@ -127,12 +127,10 @@ class History(Acts):
         if not owner.alive:
             return
         self._events.append((self.timeline.now, owner.name, event))
-        # Cut in the middle; or its sender has waited for an answer for as long as it does.
-        if (
-            str(event.get("why")).startswith("The connection ended")
-            or event.get("state") == "READY"
-        ):
+        if str(event.get("why")).startswith("The connection ended"):
             self.watch.senders.left(str(event.get("request_id")))
+        if event.get("state") == "READY" and event.get("why") != "well":
+            self.watch.senders.gone(str(event.get("request_id")))
         if "log_failure" in event or event["log_level"] is LogLevel.critical:
             failure = event.get("log_failure")
             trace = failure.getTraceback() if failure is not None else ""

@@ -30,6 +30,10 @@ class SendersWatch:
         """Its sender has ended a connection before it was answered, and has to come again."""
         self._left[request_id] = self._history.timeline.now
 
+    def gone(self, request_id: str) -> None:
+        """Its sender has waited for an answer for as long as it does."""
+        self._left[request_id] = self._history.timeline.now - SOON
+
     def wrong(self, before: str, state: str, request: BackupRequest) -> str | None:
         """What is wrong with a request that was in the state ``before``, and is in ``state``."""
         request_id = request.ask.request_id
