@@ -203,11 +203,10 @@ class AllFetched:
         if there == should:
             return Outcome(wanted, "there", backup=wanted.newest)
         ours = {one["sha256"] for one in wanted.choices}
-        folder = target.is_dir() and not target.is_symlink()
-        if folder or (there is not None and there not in ours and not self._force):
+        if target.is_dir() and not target.is_symlink():
+            return Outcome(wanted, "missing", f"a folder is there as {target}; move it away")
+        if there is not None and there not in ours and not self._force:
             why = f"another file is there as {target}; --force replaces it"
-            if folder:
-                why = f"a folder is there as {target}; move it away"
             return Outcome(wanted, "missing", why)
         reasons = []
         for choice in wanted.choices:

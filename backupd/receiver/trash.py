@@ -40,6 +40,7 @@ AGAIN = 3600.0
 """Seconds until one that could not be removed is tried again."""
 
 MAX_FAILED = 10_000
+"""Backups, at most, of which it is known that they could not be removed, or were prolonged."""
 
 SEE_EVERY = 60.0
 """Seconds between two notes of what time it is. Waits that a start sets back stay too long by
@@ -236,14 +237,14 @@ class Trash:
         full that the description cannot, it is removed after that all the same.
         """
         at = self._time.stamp()
-        if len(self._prolonged) < MAX_FAILED:
-            self._prolonged[backup.backup_id] = None
         again = await self._ledger.change_backup(
             backup.backup_id, lambda one: replace(one, deleted_at=at)
         )
+        if len(self._prolonged) < MAX_FAILED:
+            self._prolonged[backup.backup_id] = None
         self._log.warn(
             "backup {backup_id} is in the trash by the list alone, and stays there for its whole "
-            "time once more; `backupctl doctor` says what to do",
+            "time once more; `backupctl undelete {backup_id}` keeps it",
             backup_id=backup.backup_id,
         )
         await self._describe(again)

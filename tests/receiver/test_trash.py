@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+from twisted.internet.defer import fail
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 
@@ -273,7 +274,7 @@ class OlderLedgerTests(TrashCase):
         return backup
 
     def test_what_came_out_of_the_trash_is_not_removed(self) -> None:
-        """Not before another whole period, in which the doctor tells of it."""
+        """Not before another whole period, in which it can be brought back."""
         backup = self.keep()
         deleted = self.delete(backup)
         now(self.world.trash.undelete(backup.backup_id))
@@ -290,6 +291,24 @@ class OlderLedgerTests(TrashCase):
         self.clock.advance(1)
         self.sweep()
         assert self.trashed() == []
+
+    def test_what_could_not_be_prolonged_is_not_removed_for_that(self) -> None:
+        """A ledger that fails puts it off: it has its whole time once that is noted."""
+        backup = self.keep()
+        deleted = self.delete(backup)
+        now(self.world.trash.undelete(backup.backup_id))
+        self.clock.advance(PERIOD)
+        self.older(deleted)
+        change = self.world.ledger.change_backup
+        set_attribute(
+            self, self.world.ledger, "change_backup", lambda *_: fail(LedgerFailed("full"))
+        )
+        self.sweep()
+        set_attribute(self, self.world.ledger, "change_backup", change)
+        for _ in range(2):
+            self.clock.advance(AGAIN + 1)
+            self.sweep()
+            assert self.path(backup).exists()
 
     def test_what_was_deleted_once_more_has_its_time_from_then_on(self) -> None:
         backup = self.keep()
