@@ -41,6 +41,8 @@ class Acts:
     ceased: bool
     takes: list[dict[str, Any]]
     """What somebody is about to take, as soon as it is there."""
+    cancels: list[dict[str, Any]]
+    """Where somebody is about to cancel what has arrived and is not stored, as soon as it is."""
 
     def note(self, text: str) -> None:
         raise NotImplementedError
@@ -79,6 +81,7 @@ class Acts:
         self.ceased = True
         self.network.heal_all()
         self.takes.clear()
+        self.cancels.clear()
         self.network.weather = self.calm_weather()
         for machine in self.machines.values():
             disk = machine.disk
@@ -295,6 +298,22 @@ class Acts:
             Deferred.fromCoroutine(work).addErrback(lambda failure: failure.trap(BackupdError))
 
         self.timeline.within(process, begin)
+
+    def _do_cancel_received(self, what: dict[str, Any], machine: Machine) -> None:
+        """The operator takes back a request that waits for its sender's word only."""
+        self.cancels.append(what)
+        self.cancel_what_is_there(machine)
+
+    def cancel_what_is_there(self, machine: Machine) -> None:
+        """What somebody waits for may have arrived."""
+        received = [
+            one for one, row in machine.books.alive.items() if isinstance(row.request, Received)
+        ]
+        for what in [one for one in self.cancels if one["machine"] == machine.name]:
+            if received:
+                self.cancels.remove(what)
+                pick = list(machine.books.alive).index(received[0])
+                self._do_cancel({"side": "request", "pick": pick}, machine)
 
     def _do_cancel(self, what: dict[str, Any], machine: Machine) -> None:
         service, process = machine.service, machine.process

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from backupd.requests import Received, Stored, Storing
+from backupd.requests import Cancelled, Received, Stored, Storing
 from tests.simulation.machine import Machine
 
 if TYPE_CHECKING:
@@ -158,6 +158,9 @@ class Answers:
             offsets[""] = row.request.size
         elif row is not None and isinstance(row.request, Storing):
             offsets[""] = row.request.backup.size
+        elif row is not None and isinstance(row.request, Cancelled):
+            # It may have been taken back between the commit and the answer.
+            offsets[""] = self._history.watch.had(request_id)
         return _Standing(offsets, own[-1].upload_id if own else "")
 
     def _request(self, machine: Machine, link: str) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tests.simulation.plan import Plan
 
-__all__ = ["in_parts", "rot", "slowly"]
+__all__ = ["cancel_received", "in_parts", "rot", "slowly"]
 
 LEAST = (4096, 16_384, 65_536)
 """Bytes of a part at least, where files go in several."""
@@ -45,6 +45,15 @@ def slowly(plan: Plan, rng: random.Random) -> tuple[float, str, dict[str, Any]] 
         return None
     to = rng.choice([action.what["to"] for action in plan.actions])
     return 0.5, "slow_disk", {"machine": to, "seconds": 5.0, "lasts": 1000.0}
+
+
+def cancel_received(plan: Plan, rng: random.Random) -> tuple[float, str, dict[str, Any]] | None:
+    """The operator of a receiver takes back what has arrived, before its sender has said so."""
+    hindered = any(action.kind != "send" for action in plan.actions)
+    if rng.randrange(20) or not hindered:
+        return None
+    send = rng.choice([action for action in plan.actions if action.kind == "send"])
+    return send.at, "cancel_received", {"machine": send.what["to"]}
 
 
 def rot(plan: Plan, rng: random.Random) -> tuple[float, str, dict[str, Any]] | None:

@@ -15,7 +15,7 @@ MOVES = (
     *(f"OFFERED -> {state}" for state in ("PENDING", "RECEIVING", "CANCELLED")),
     *(f"RECEIVING -> {state}" for state in ("PENDING", "RECEIVED", "CANCELLED")),
     *(f"RECEIVED -> {state}" for state in ("PENDING", "RECEIVING", "STORING")),
-    "RECEIVED -> EXPIRED",
+    *(f"RECEIVED -> {state}" for state in ("EXPIRED", "CANCELLED")),
     *("STORING -> STORED", "kept -> trash", "kept -> gone"),
     *("OFFERED -> EXPIRED", "RECEIVING -> EXPIRED"),
     *(f"{state} -> FAILED" for state in ("PENDING", "RECEIVING", "RECEIVED")),
@@ -37,7 +37,7 @@ ENTRY_MOVES = (
 """Moves of an entry of the outbox that this simulation has to see."""
 
 RARE = (
-    *("OFFERED -> FAILED", "STORING -> FAILED", "RECEIVED -> CANCELLED"),
+    *("OFFERED -> FAILED", "STORING -> FAILED"),
     *(f"{state} -> STORING" for state in ("PENDING", "OFFERED", "RECEIVING")),
     *(f"{state} -> FAILED" for state in ("ASKING", "WAITING", "READY", "SENT")),
     *("SENT -> WAITING", "SENT -> CANCELLED", "SENT -> UNVERIFIED"),

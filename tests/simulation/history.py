@@ -85,6 +85,7 @@ class History(Acts):
         self.down_for: dict[str, float] = {}
         self.ceased = False
         self.takes = []
+        self.cancels = []
 
     def calm_weather(self) -> Weather:
         kind = self.plan.weather
@@ -198,6 +199,8 @@ class History(Acts):
                 machine.dirty = False
                 self.watch.look(machine)
                 self.take_what_is_there(machine)
+                if self.cancels:
+                    self.cancel_what_is_there(machine)
                 self.watch.kept.rot.look(machine)
         most = MOST_STEPS + STEPS_A_SECOND * (self.timeline.now - START)
         if self.timeline.steps > most:

@@ -92,6 +92,13 @@ class Watch:
         self._cancelled: dict[str, None] = {}
         self._taken: dict[str, None] = {}
 
+    def had(self, request_id: str) -> int:
+        """Bytes of a request that were durable in one upload at some time."""
+        return max(
+            (self._offsets[one] for one, (of, _) in self._owners.items() if of == request_id),
+            default=0,
+        )
+
     def allow(self, peer: str, video: str, content: bytes) -> None:
         """These bytes may be what a peer sends as a video."""
         self._contents.setdefault((peer, video), []).append(content)
