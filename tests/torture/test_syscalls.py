@@ -62,6 +62,13 @@ def test_a_first_call_that_nobody_made_is_an_error(reached: set[Case]) -> None:
             run(FIRST, ALL, FIFTH)
 
 
+def test_a_call_that_never_failed_is_an_error(reached: set[Case]) -> None:
+    """Whichever of its cases was tried: the short form takes one of each."""
+    reached |= {FIRST}
+    with pytest.raises(AssertionError, match=f"ever called: {FIFTH}"):
+        run(FIRST, FIFTH)
+
+
 def test_every_call_has_a_case_that_is_certain() -> None:
     """So each is seen to fail, whatever is not reached."""
     certain = {(case.name, case.file) for case in TABLE if case.certain}
