@@ -32,6 +32,9 @@ PIECE = 2 * 1024 * 1024
 STRIDE = 16 * 1024 * 1024
 """Bytes after which what was copied is made durable: so much room is needed twice at most."""
 
+LEAST_STRIDE = 16 * 1024
+"""Bytes that there is always room for: they fit into what is reserved beside every video."""
+
 
 class Joining:
     """Makes one upload of the ``parts`` of ``final``; has the face of a `Transfer`."""
@@ -142,7 +145,7 @@ class Joining:
                 if self._aborted:
                     raise UploadCut("Joining was ended before its end; it goes on from here.")
                 at = self._final.offset - start
-                end = min(at + STRIDE, part.offset)
+                end = min(at + await self._stride(), part.offset)
                 await self._off(_copy, part, source, at, end, handle, start, update)
                 # What is written occupies its room; what is given back next is unmarked first.
                 part = replace(part, allocated=min(part.allocated, part.offset - end))
@@ -155,6 +158,17 @@ class Joining:
         finally:
             await self._off(source.close)
         await self._discard([part.upload_id])
+
+    async def _stride(self) -> int:
+        """How many bytes may be there twice for a moment: they are of no promise.
+
+        Of the room that nobody was promised it is the share of one of those that may be joined at
+        once. What is promised is asked first: what arrives in between makes it less, not more.
+        """
+        promised = (await self._ledger.totals()).promised
+        free = await self._off(self._storage.free)
+        share = (free - promised) // self._settings.max_concurrent_transfers
+        return max(LEAST_STRIDE, min(STRIDE, share - share % LEAST_STRIDE))
 
 
 def _copy(

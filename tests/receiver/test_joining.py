@@ -6,6 +6,7 @@ import errno
 import itertools
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 from hypothesis import given, settings
@@ -68,6 +69,21 @@ def pieces_of(data: bytes, cuts: tuple[int, ...] = CUTS) -> list[bytes]:
     return [data[start:end] for start, end in itertools.pairwise(cuts)]
 
 
+class Full(FaultyFileSystem):
+    """A volume on which there is ``capacity`` for uploads."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(str(root))
+        self._incoming = root / ".backupd" / "incoming"
+        self.capacity = 10**9
+
+    def used(self) -> int:
+        return sum(path.stat().st_blocks * 512 for path in self._incoming.iterdir())
+
+    def statvfs(self, path: str) -> Any:
+        return SimpleNamespace(f_bavail=self.capacity - self.used(), f_blocks=10**9, f_frsize=1)
+
+
 class JoiningTests(WorldCase):
     def setUp(self) -> None:
         super().setUp()
@@ -113,6 +129,37 @@ class JoiningTests(WorldCase):
         join(world, request_id)
         assert len(DATA) <= most <= len(DATA) + 32 * KIB
         world.check_accounts()
+
+    def test_of_what_nobody_was_promised(self) -> None:
+        """What is there twice for a moment is a share of what is free and of no promise, at least
+        what is reserved beside a video: who was promised the rest finds it there.
+        """
+        set_attribute(self, joining, "STRIDE", 64 * KIB)
+        set_attribute(self, joining, "LEAST_STRIDE", 8 * KIB)
+        for spare, most in ((-KIB, 8), (0, 8), (64 * KIB, 16), (2000 * KIB, 64)):
+            at_once = self.most_at_once(f"spare-{spare}", spare)
+            assert at_once == len(DATA) + most * KIB, spare
+
+    def most_at_once(self, name: str, spare: int) -> int:
+        """Bytes that parts and whole take at most; ``spare`` ones are free and not promised."""
+        root = Path(self.folder) / name
+        root.mkdir()
+        world = self.make(name, {"max_concurrent_transfers": 4}, fs=cast(IVolume, fs := Full(root)))
+        request_id = world.offered(size=len(DATA))
+        world.offered(video="another", size=500 * KIB)
+        parts = send_parts(world, request_id, pieces_of(DATA))
+        final_of(world, request_id, parts)
+        fs.capacity = len(DATA) + now(world.ledger.totals()).promised + spare
+        most = 0
+
+        def watch(number: int, function: str, path: str) -> None:
+            nonlocal most
+            most = max(most, fs.used())
+
+        fs.fault = watch
+        join(world, request_id)
+        assert world.state(request_id) == "RECEIVED"
+        return most
 
     def test_waits_for_the_parts(self) -> None:
         """What joins parts that are still being sent is joined with the last of them."""

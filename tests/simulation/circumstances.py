@@ -7,6 +7,8 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING, Any
 
+from backupd.receiver import joining
+
 if TYPE_CHECKING:
     from tests.simulation.plan import Plan
 
@@ -24,7 +26,7 @@ def in_parts(plan: Plan, rng: random.Random) -> None:
         "TRIAL": least * rng.choice((1, 4)),
         "LARGER": rng.choice((2, 4)),
         "ROUNDS": rng.choice((0, 0, 10)),
-        "STRIDE": rng.choice((4096, 16_384)),
+        "STRIDE": rng.choice((4096, joining.STRIDE)),
     }
 
 
@@ -44,6 +46,8 @@ def slowly(plan: Plan, rng: random.Random) -> tuple[float, str, dict[str, Any]] 
     if not rng.randrange(3):
         return None
     to = rng.choice([action.what["to"] for action in plan.actions])
+    # In one piece: with what is noted of every part, and nothing coming meanwhile, a lease is over.
+    plan.knobs["LEAST"] = largest
     return 0.5, "slow_disk", {"machine": to, "seconds": 5.0, "lasts": 1000.0}
 
 

@@ -34,8 +34,8 @@ def turned(knobs: Mapping[str, int]) -> Iterator[None]:
         patch.object(delivery, "MIB", min(knobs["PIECE"], delivery.MIB)),
         patch.object(delivery, "WORTH", knobs["WORTH"]),
         patch.object(lanes, "LEAST", knobs["LEAST"]),
-        # So much is needed twice, beside what was promised: in production it is of the floor.
         patch.object(joining, "STRIDE", knobs["STRIDE"]),
+        patch.object(joining, "LEAST_STRIDE", min(knobs["STRIDE"], joining.LEAST_STRIDE)),
         patch.object(lanes, "TRIAL", knobs["TRIAL"]),
         patch.object(lanes, "LARGER", knobs["LARGER"]),
         # A part is never long enough to be told by its seconds here; by its round trips it may be.
