@@ -68,10 +68,10 @@ def resend(api: Api, to: str, source: str | None, detach: bool, as_json: bool) -
                 continue  # it was never stored there, and its owner has it no more
             gone.append({"videoId": entry["videoId"], "path": entry["path"], "why": str(error)})
     if not as_json:
-        before = f"; {len(coming)} are on their way already" if coming else ""
-        before += f"; {len(there)} are there" if there else ""
+        before = f"; on their way already: {len(coming)}" if coming else ""
+        before += f"; there: {len(there)}" if there else ""
         console.print(
-            f"{len(entries)} videos that {origin} kept are queued for {goal}{before}.",
+            f"Of the videos that {origin} kept, queued for {goal}: {len(entries)}{before}.",
             highlight=False,
             soft_wrap=True,
         )

@@ -21,7 +21,7 @@ from backupd.errors import BackupdError, Busy, LedgerFailed
 from backupd.interfaces import OffThread
 from backupd.ledger import prepared
 
-__all__ = ["PUT_ASIDE", "Batches", "is_broken", "ledger_failed"]
+__all__ = ["PUT_ASIDE", "Batches", "cause_of", "is_broken", "ledger_failed"]
 
 T = TypeVar("T")
 Step = Callable[[Connection], T]
@@ -42,12 +42,21 @@ class _Waiting(Generic[T]):
 def is_broken(error: Exception) -> bool:
     """Whether the content of the file is wrong, so that trying again is no use."""
     told = str(getattr(error, "orig", None) or error)
-    return isinstance(error, UnicodeError) or "malformed" in told or "not a database" in told
+    broken = ("malformed", "not a database", "Could not decode")
+    return isinstance(error, UnicodeError) or any(words in told for words in broken)
 
 
-def ledger_failed(error: SQLAlchemyError) -> LedgerFailed:
-    """What went wrong, without the statement and its values, which may hold secrets."""
-    cause = str(getattr(error, "orig", None) or type(error).__name__)
+def cause_of(error: Exception) -> str:
+    """What went wrong, without the statement, its values, or a text that could not be decoded:
+    they may hold secrets.
+    """
+    told = str(getattr(error, "orig", None) or type(error).__name__)
+    return told.partition(" with text ")[0]
+
+
+def ledger_failed(error: Exception) -> LedgerFailed:
+    """What to raise for an error of the database; without a secret."""
+    cause = cause_of(error)
     if is_broken(error):
         return LedgerFailed(f"The ledger is damaged: {cause}. {PUT_ASIDE}")
     advice = " Free some space on its volume." if "full" in cause else ""
@@ -142,7 +151,7 @@ class Batches:
             for done in idle:
                 done.callback(None)
 
-    def failed(self, error: SQLAlchemyError) -> LedgerFailed:
+    def failed(self, error: Exception) -> LedgerFailed:
         """What to raise for ``error``; in any thread."""
         failure = ledger_failed(error)
         if is_broken(error):

@@ -45,7 +45,7 @@ from backupd.ledger import (
     request_table,
     time_table,
 )
-from backupd.ledger.batches import PUT_ASIDE, Batches, is_broken
+from backupd.ledger.batches import PUT_ASIDE, Batches, cause_of, is_broken
 from backupd.ledger.known import Known
 from backupd.ledger.request_table import RequestTable, Sums
 from backupd.ledger.upgrade import upgrade
@@ -144,7 +144,7 @@ class SqlLedger:
             self._committed = replace(self._requests.sums)
         except (SQLAlchemyError, UnicodeError) as error:
             # UnicodeError: what SQLite complains of is named by bytes from the file.
-            cause = getattr(error, "orig", None) or error
+            cause = cause_of(error)
             advice = f" {PUT_ASIDE}" if is_broken(error) else ""
             raise LedgerFailed(
                 f"The ledger {self._url.render_as_string()} could not be opened: {cause}.{advice}"
@@ -209,7 +209,7 @@ class SqlLedger:
                 raise LedgerFailed("The ledger is closed.")
             try:
                 return query(self._reader)
-            except SQLAlchemyError as error:
+            except (SQLAlchemyError, UnicodeDecodeError) as error:
                 raise self._batches.failed(error) from error
 
         return self._read_off(run)

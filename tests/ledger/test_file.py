@@ -208,6 +208,22 @@ def test_damage_that_is_met_later(open_ledger: Open, tmp_path: Path) -> None:
     assert "is damaged" in str(result_of(ledger.trouble()))
 
 
+def test_a_text_that_is_none_any_more(open_ledger: Open, tmp_path: Path) -> None:
+    """Its row is damage too; what is left of it is not told: it may be a secret."""
+    ledger = open_ledger()
+    ask = an_ask("1")
+    result_of(ledger.admit(ask, plenty, now=NOW, max_pending=100))
+    with closing(sqlite3.connect(tmp_path / "ledger.sqlite3")) as connection:
+        connection.execute("UPDATE requests SET capability = CAST(x'ff736563726574' AS TEXT)")
+        connection.commit()
+    with pytest.raises(
+        LedgerFailed, match=r"is damaged: .*capability.*docs/recovery\.md"
+    ) as failed:
+        result_of(ledger.request(ask.request_id))
+    assert "secret" not in str(failed.value)
+    assert "is damaged" in str(result_of(ledger.trouble()))
+
+
 def test_no_folder(tmp_path: Path) -> None:
     """A ledger in a folder that is not there cannot be opened."""
     ledger = SqlLedger(f"sqlite:///{tmp_path}/none/x", write_off=at_once, read_off=at_once)
