@@ -43,9 +43,12 @@ def slowly(plan: Plan, rng: random.Random) -> tuple[float, str, dict[str, Any]] 
     for settings in plan.machines.values():
         settings |= {"offer_lease": 20.0, "upload_expiry": 40.0, "min_rate": 0}
     plan.weather["bandwidth"] = rng.uniform(1200.0, 1500.0)
-    if not rng.randrange(3):
+    # A sender that takes a lease to read what it sends loses its turn, and rightly so.
+    senders = {plan.videos[action.what["video"]].machine for action in plan.actions}
+    receivers = [a.what["to"] for a in plan.actions if a.what["to"] not in senders]
+    if not rng.randrange(3) or not receivers:
         return None
-    to = rng.choice([action.what["to"] for action in plan.actions])
+    to = rng.choice(receivers)
     # In one piece: with what is noted of every part, and nothing coming meanwhile, a lease is over.
     plan.knobs["LEAST"] = largest
     return 0.5, "slow_disk", {"machine": to, "seconds": 5.0, "lasts": 1000.0}
