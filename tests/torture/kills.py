@@ -7,10 +7,12 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from statistics import mean, quantiles
 
-from tests.integration.daemons import Daemon
+from tests.integration.daemons import Daemon, wait_until
 from tests.torture import books
+from tests.torture.books import Books
 from tests.torture.clients import Client, Direct, Ours, Raw, ThroughLink
 from tests.torture.ending import come_to_an_end, listed, nothing_is_left
 from tests.torture.scene import Scene, a_scene
@@ -103,9 +105,7 @@ class Killer:
         self.recovered.append(time.monotonic() - began)
         if self.scene.receiver in victims:
             # Recovery has forgotten nothing of what it found.
-            acknowledged = self.scene.wire.offsets()
-            books.living(self.scene.receiver).check_acknowledged(acknowledged)
-            books.promises_add_up(self.scene.receiver)
+            self._look_at_the_living()
 
     def _before_it_is_ready(self, victim: Daemon) -> None:
         """Recovery must bear being killed, too."""
@@ -117,12 +117,16 @@ class Killer:
         victim.launch()
 
     def _look(self, victim: Daemon) -> None:
-        """What is on the disk of a dead daemon is all that was acknowledged."""
+        """What a daemon that was killed has left."""
         found = books.dead(victim)
         if victim is self.scene.sender:
             self.entries += Counter(one["state"] for one in found.entries if not one["over"])
             return
         self.requests += found.states()
+        self._check_the_disk(found)
+
+    def _check_the_disk(self, found: Books) -> None:
+        """What is on the disk of a receiver that does nothing is all that was acknowledged."""
         with self.scene.lock:
             videos, stored = dict(self.scene.videos), dict(self.scene.stored)
         found.check_acknowledged(self.scene.wire.offsets())
@@ -130,13 +134,24 @@ class Killer:
         found.check_backups(stored)
         found.check_parts()
 
+    def _look_at_the_living(self) -> None:
+        """The receiver goes on from all that was acknowledged, and knows what it has promised."""
+        # The door is asked first: the ledger had all of this before, and it may have more now.
+        acknowledged = self.scene.wire.offsets()
+        books.living(self.scene.receiver).check_acknowledged(acknowledged)
+        books.promises_add_up(self.scene.receiver)
+
     def _pause(self, victim: Daemon) -> None:
-        """One stands still; the other must go on, and answer."""
+        """One stands still; the other must go on, and answer. Then both go on from all there is."""
         assert victim.process is not None
         self.signals[f"SIGSTOP to the {victim.name}"] += 1
         other = self.scene.sender if victim is self.scene.receiver else self.scene.receiver
         victim.process.send_signal(signal.SIGSTOP)
         try:
+            wait_until(lambda: _stands_still(victim.pid), f"the {victim.name} stands still")
+            if victim is self.scene.receiver:
+                # It writes nothing now, so its disk is as good as that of a dead one.
+                self._check_the_disk(books.dead(victim))
             until = time.monotonic() + self.chance.choice(self.pauses)
             while time.monotonic() < until:
                 asked = time.monotonic()
@@ -146,6 +161,8 @@ class Killer:
                 time.sleep(0.2)
         finally:
             victim.process.send_signal(signal.SIGCONT)
+        victim.wait_ready()
+        self._look_at_the_living()
 
     # -- what came of it --------------------------------------------------------------------------
 
@@ -166,6 +183,15 @@ class Killer:
         )
         cuts = quantiles(self.recovered, n=100) if len(self.recovered) > 1 else [0.0] * 99
         yield f"seconds from a start until it is ready: p50 {cuts[49]:.2f}, p99 {cuts[98]:.2f}"
+
+
+def _stands_still(pid: int) -> bool:
+    """Whether no thread of this process runs any more: a signal takes its time."""
+    try:
+        tasks = [one.read_text() for one in Path(f"/proc/{pid}/task").glob("*/stat")]
+    except OSError:
+        return False  # one has just ended
+    return {one.rpartition(")")[2].split()[0] for one in tasks} == {"T"}
 
 
 def run(

@@ -16,11 +16,28 @@ def told(line: str) -> None:
 
 
 def test_ten_kills() -> None:
-    """Nothing acknowledged is lost, nothing stays reserved, and all is stored in the end."""
+    """Nothing acknowledged is lost, nothing stays reserved, and all is stored in the end.
+
+    With this seed both stand still for a moment besides, and both are asked to stop.
+    """
     crowd: tuple[type[Client], ...] = (Ours, ThroughLink, Direct, Raw)
+    lines: list[str] = []
+
+    def heard(line: str) -> None:
+        told(line)
+        lines.append(line)
+
     kills.run(
-        random.Random(1), told, 10, crowd, lambda chance: chance.randrange(1, 6 * MIB), (0.3, 1.0)
+        random.Random(231),
+        heard,
+        10,
+        crowd,
+        lambda chance: chance.randrange(1, 6 * MIB),
+        (0.3, 1.0),
     )
+    for name in ("SIGKILL", "SIGSTOP", "SIGTERM"):
+        for victim in ("receiver", "sender"):
+            assert any(f"{name} to the {victim} " in line for line in lines)
 
 
 def test_a_minute_of_everything() -> None:
