@@ -36,6 +36,11 @@ class Section:
     says: str
     takes: tuple[str, ...] = ()
 
+    def again(self, name: str, seed: int, options: argparse.Namespace) -> str:
+        """The command that repeats it: the same chances, and as much of everything."""
+        given = [f"--{option} {getattr(options, option)}" for option in self.takes]
+        return " ".join([f"python -m {__package__} --seed {seed} --only {name}", *given])
+
     def run(self, name: str, chance: random.Random, options: argparse.Namespace) -> list[str]:
         """What was not tried."""
 
@@ -100,7 +105,7 @@ def main(arguments: list[str]) -> int:
             else:
                 print(f"{name}: well, {took}", flush=True)
     for name in failed:
-        print(f"FAILED {name}; again: python -m tests.torture --seed {seed} --only {name}")
+        print(f"FAILED {name}; again: {SECTIONS[name].again(name, seed, options)}")
     if untried:
         print(f"NOT TRIED on this machine: {', '.join(untried)}")
     return 1 if failed or (untried and os.environ.get("BACKUPD_TEST_ALL")) else 0

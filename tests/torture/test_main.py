@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 from pathlib import Path
 
 import pytest
 
-from tests.torture import disks, forgetful, network, scratch, syscalls
-from tests.torture.__main__ import main
+from tests.torture import disks, forgetful, kills, long, network, scratch, syscalls
+from tests.torture.__main__ import SECTIONS, main
 
 
 @pytest.fixture(autouse=True)
@@ -66,3 +67,35 @@ def test_a_part_that_was_not_tried_is_named(
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("disks: not tried: full before on ext4: no ext4") for line in lines)
     assert lines[-1] == "NOT TRIED on this machine: part of disks"
+
+
+def test_a_section_that_failed_names_the_command_that_repeats_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With all that decides what is done: the seed, and how many kills, minutes and restarts."""
+
+    def fails(*_: object, **__: object) -> None:
+        raise AssertionError("something is lost")
+
+    for module in (kills, long, syscalls):
+        monkeypatch.setattr(module, "run", fails)
+    words = "--seed 7 --only kills long syscalls --kills 20 --minutes 12.5 --restarts 0"
+    assert main(words.split()) == 1
+    assert capsys.readouterr().out.splitlines()[-3:] == [
+        "FAILED kills; again: python -m tests.torture --seed 7 --only kills --kills 20",
+        "FAILED long; again: python -m tests.torture --seed 7 --only long"
+        " --minutes 12.5 --restarts 0",
+        "FAILED syscalls; again: python -m tests.torture --seed 7 --only syscalls",
+    ]
+
+
+def test_a_repeated_run_is_given_what_the_first_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its command names every option that the section takes."""
+    given: list[object] = []
+    monkeypatch.setattr(long, "run", lambda *_, **options: given.append(options))
+    first = ["--seed", "7", "--only", "long", "--minutes", "0.1", "--restarts", "3"]
+    assert main(first) == 0
+    options = argparse.Namespace(minutes=0.1, restarts=3)
+    again = SECTIONS["long"].again("long", 7, options)
+    assert main(again.split()[3:]) == 0
+    assert given == [{"minutes": 0.1, "restarts": 3}] * 2
