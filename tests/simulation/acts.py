@@ -113,7 +113,8 @@ class Acts:
 
         def failed(failure: Any) -> None:
             failure.trap(BackupdError)
-            self._later(2.0, self._enqueue, machine, path, to)
+            if machine.disk.content(path) is not None:
+                self._later(2.0, self._enqueue, machine, path, to)
 
         def gone() -> None:
             if not life.alive and not any(
@@ -281,6 +282,14 @@ class Acts:
         content = video.content(version=1)
         self.watch.allow(owner.peer, video.name, content)
         owner.disk.put(video.path, content, 2 * 10**18, over=not what["moved"])
+
+    def _do_vanish(self, what: dict[str, Any], _: object) -> None:
+        """A video is removed by its owner."""
+        video = self.plan.videos[what["video"]]
+        owner = self.machines[video.machine]
+        if owner.disk.take(video.path):
+            self.did("vanish")
+            self.watch.vanished(owner, video.path)
 
     def _do_verify(self, what: dict[str, Any], machine: Machine) -> None:
         service, process = machine.service, machine.process

@@ -5,6 +5,7 @@ stay the histories that they were.
 from __future__ import annotations
 
 import random
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from backupd.receiver import joining
@@ -12,7 +13,7 @@ from backupd.receiver import joining
 if TYPE_CHECKING:
     from tests.simulation.plan import Plan
 
-__all__ = ["cancel_received", "in_parts", "rot", "slowly"]
+__all__ = ["cancel_received", "in_parts", "rot", "slowly", "vanish"]
 
 LEAST = (4096, 16_384, 65_536)
 """Bytes of a part at least, where files go in several."""
@@ -61,6 +62,23 @@ def cancel_received(plan: Plan, rng: random.Random) -> tuple[float, str, dict[st
         return None
     send = rng.choice([action for action in plan.actions if action.kind == "send"])
     return send.at, "cancel_received", {"machine": send.what["to"]}
+
+
+def vanish(plan: Plan, rng: random.Random) -> tuple[float, str, dict[str, Any]] | None:
+    """The owner of a video removes it, before it is sent or meanwhile.
+
+    Not one that changes, goes twice, or would have to be sent again.
+    """
+    if rng.randrange(10) or plan.unhindered or any(a.kind == "rot" for a in plan.actions):
+        return None
+    sends = [action for action in plan.actions if action.kind == "send"]
+    used = Counter(a.what["video"] for a in plan.actions if a.kind in ("send", "touch"))
+    once = [send for send in sends if used[send.what["video"]] == 1]
+    if not once:
+        return None
+    send = rng.choice(once)
+    at = send.at + rng.choice((0.0, rng.uniform(0.0, 2.0), rng.uniform(0.0, 20.0)))
+    return at, "vanish", {"video": send.what["video"]}
 
 
 def rot(plan: Plan, rng: random.Random) -> tuple[float, str, dict[str, Any]] | None:

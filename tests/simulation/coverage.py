@@ -18,7 +18,7 @@ MOVES = (
     *(f"RECEIVED -> {state}" for state in ("EXPIRED", "CANCELLED")),
     *("STORING -> STORED", "kept -> trash", "kept -> gone"),
     *("OFFERED -> EXPIRED", "RECEIVING -> EXPIRED"),
-    *(f"{state} -> FAILED" for state in ("PENDING", "RECEIVING", "RECEIVED")),
+    *(f"{state} -> FAILED" for state in ("PENDING", "OFFERED", "RECEIVING", "RECEIVED")),
 )
 """Moves of a request that this simulation has to see."""
 
@@ -32,14 +32,20 @@ ENTRY_MOVES = (
     "READY -> ASKING",
     "SENT -> READY",
     *(f"{state} -> CANCELLED" for state in ("ASKING", "WAITING", "READY")),
+    *(f"{state} -> FAILED" for state in ("ASKING", "READY")),
     *("ASKING -> READY", "READY -> WAITING", "SENT -> ASKING", "VERIFIED -> READY"),
 )
 """Moves of an entry of the outbox that this simulation has to see."""
 
 RARE = (
-    *("OFFERED -> FAILED", "STORING -> FAILED"),
+    # A file that somebody takes away between two calls of `complete-backup`.
+    "STORING -> FAILED",
+    # Two commits, or more, between two looks.
     *(f"{state} -> STORING" for state in ("PENDING", "OFFERED", "RECEIVING")),
-    *(f"{state} -> FAILED" for state in ("ASKING", "WAITING", "READY", "SENT")),
-    *("SENT -> WAITING", "SENT -> CANCELLED", "SENT -> UNVERIFIED"),
+    *("SENT -> WAITING", "SENT -> CANCELLED"),
+    # An entry's time is over: 30 days by default, and no history is as long but by a clock.
+    *(f"{state} -> FAILED" for state in ("WAITING", "SENT")),
+    # A receiver that names no digest: none of ours (tests/sender/test_sending.py).
+    "SENT -> UNVERIFIED",
 )
 """Moves that may be, and need not be seen. Any that is in none of these tables must not be."""

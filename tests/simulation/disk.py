@@ -13,7 +13,7 @@ import errno
 import os
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 __all__ = ["BLOCK", "SECTOR", "Change", "Disk", "Fault", "Folder", "Inode", "put"]
@@ -273,6 +273,15 @@ class Disk:
         except OSError:
             return []
         return list(found.entries) if isinstance(found, Folder) else []
+
+    def everything(self, path: str = "") -> Iterator[tuple[str, bytes]]:
+        """Every file below ``path``, with what it has."""
+        for name in self.names(path):
+            found = self.find(f"{path}/{name}")[2]
+            if isinstance(found, Inode):
+                yield f"{path}/{name}", bytes(found.data)
+            else:
+                yield from self.everything(f"{path}/{name}")
 
     def put(self, path: str, content: bytes, modified_ns: int, *, over: bool = False) -> None:
         """A whole file, on the disk, with the folders around it; ``over`` the one that is there."""

@@ -268,6 +268,18 @@ def _make_empty_ledger(path: Path) -> None:
         ledger.close()
 
 
+def _digest(history: History, outcome: Outcome) -> str:
+    """Of all that a history was and left: what was told, every step, every ledger and disk."""
+    told = hashlib.sha256("\n".join([*outcome.trace, str(outcome.steps)]).encode())
+    for machine in history.machines.values():
+        books = machine.books
+        requests = [(one, row.request) for one, row in books.rows.items()]
+        told.update(repr((requests, books.uploads, books.entries, books.backups)).encode())
+        for path, content in machine.disk.everything():
+            told.update(f"{path} {len(content)}\n".encode() + content)
+    return told.hexdigest()
+
+
 def run(plan: Plan, *, traced: bool = False, scratch: Path | None = None) -> Outcome:
     """Let a plan happen. ``scratch`` is a folder for ledgers on SQLite."""
     folder = None
@@ -286,7 +298,7 @@ def run(plan: Plan, *, traced: bool = False, scratch: Path | None = None) -> Out
             outcome = history.run()
         if traced or outcome.violation:
             outcome.trace = history.trace()
-            outcome.digest = hashlib.sha256("\n".join(outcome.trace).encode()).hexdigest()
+            outcome.digest = _digest(history, outcome)
         return outcome
     finally:
         globalLogPublisher.removeObserver(observer)

@@ -98,6 +98,7 @@ class Watch:
         self._free: dict[str, tuple[float, float]] = {}
         self._entries: dict[str, str] = {}
         self._cancelled: dict[str, None] = {}
+        self._vanished: set[tuple[str, str]] = set()
         self._taken: dict[str, None] = {}
 
     def had(self, request_id: str) -> int:
@@ -134,6 +135,10 @@ class Watch:
     def cancelled(self, machine: Machine, entry_id: str) -> None:
         """The operator does not want this entry any more."""
         self._cancelled[entry_id] = None
+
+    def vanished(self, machine: Machine, path: str) -> None:
+        """Its owner has removed this video: it need not be brought."""
+        self._vanished.add((machine.name, path))
 
     def taken(self, upload_id: str) -> None:
         """Somebody has removed the file of this upload."""
@@ -258,8 +263,8 @@ class Watch:
         before = self._before.get(machine.name, {})
         now = {upload_id: upload for upload_id, (_, upload) in books.uploads.items()}
         self._before[machine.name] = now
-        if machine.ready:
-            return
+        if machine.ready or machine.process is None or not machine.process.alive:
+            return  # it may have died behind the commit that ended one
         taken = {before[one].request_id for one in self._taken if one in before}
         for upload_id, upload in before.items():
             if (
@@ -504,6 +509,8 @@ class Watch:
             if entry.state in ("VERIFIED", "CANCELLED") or self.is_out(machine, entry):
                 continue
             if machine.started_ahead and "its time is over" in (entry.last_error or ""):
+                continue
+            if entry.state == "FAILED" and (machine.name, entry.path) in self._vanished:
                 continue
             if entry_id in self._cancelled or (self._plan.cramped and entry.state == "ASKING"):
                 continue

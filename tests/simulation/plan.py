@@ -176,6 +176,9 @@ def draw(seed: int, *, sqlite_share: float = 0.04) -> Plan:
     ):
         if more is not None:
             plan.actions.append(Action(*more))
+    gone = circumstances.vanish(plan, random.Random(f"vanish {seed}"))
+    if gone is not None:
+        plan.actions.append(Action(*gone))
     plan.actions.sort(key=lambda action: action.at)
     ends = [action.at + action.what.get("lasts", 0.0) for action in plan.actions]
     plan.calm_at = max([60.0, *ends]) + 5.0
@@ -219,7 +222,7 @@ def _abandons(action: Action) -> bool:
     """Whether somebody may give up what he has sent, and not be heard, or not say so."""
     what = action.what
     match action.kind:
-        case "revoke":
+        case "revoke" | "vanish":
             return True
         case "cancel":
             return bool(what["side"] == "entry")
