@@ -157,6 +157,7 @@ class BackupService(Service):
             new_id=chance.new_id,
             new_capability=chance.new_capability,
             ledger_room=own.free,
+            lent=lambda: self.intake.twice.taken,
             allowance=self._allowance,
             is_out=self._is_out,
             end=lambda request_id, step: go_on(self.intake.end(request_id, step)),

@@ -44,6 +44,7 @@ class Admission:
     """Takes reservations, in the same transaction that records the request.
 
     ``ledger_room`` tells the bytes free on the volume of the ledger, which needs the floor too;
+    ``lent`` those that are taken for a moment beside what is promised (`Twice`);
     ``allowance`` what a peer may have. ``is_out`` tells whether a peer was revoked; what was
     admitted for it while that happened ends by ``end``.
     """
@@ -60,6 +61,7 @@ class Admission:
         new_id: Callable[[], str],
         new_capability: Callable[[], str],
         ledger_room: Callable[[], int],
+        lent: Callable[[], int] = lambda: 0,
         allowance: Callable[[str], Allowance] = lambda peer: NO_LIMITS,
         is_out: Callable[[str], bool] = lambda peer: False,
         end: End = lambda request_id, step: succeed(None),
@@ -71,6 +73,7 @@ class Admission:
         self._new_id = new_id
         self._new_capability = new_capability
         self._ledger_room = ledger_room
+        self._lent = lent
         self._allowance = allowance
         self._is_out = is_out
         self._end = end
@@ -167,6 +170,7 @@ class Admission:
         def room(promised: int, growth: int) -> Room:
             """Look at the volume; runs in the ledger's thread, under its lock."""
             nonlocal left
+            promised += self._lent()
             spare = self._storage.free() - self._settings.reserved_space - promised
             left = max(0, spare - growth)
             if too_large and growth > 0:

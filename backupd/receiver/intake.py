@@ -35,6 +35,7 @@ from backupd.receiver.queue import Queue
 from backupd.receiver.room import Begun, NotBegun, going, in_the_way, in_use, occupied, placed
 from backupd.receiver.transfer import Outcome, Transfer
 from backupd.receiver.transfers import SILENCE, Transfers, ended
+from backupd.receiver.twice import Twice
 from backupd.requests import (
     BackupRequest,
     Live,
@@ -89,6 +90,7 @@ class Intake:
         self._most_at_once = most_at_once
         self.locks = KeyedLocks()
         self.transfers = Transfers(clock)
+        self.twice = Twice(ledger=ledger, storage=storage, off=off)
         self._digests = Digests()
         self._load = Load()
         self.released = 0
@@ -407,6 +409,7 @@ class Intake:
                             off=self._off,
                             clock=self._clock,
                             settings=self._settings,
+                            twice=self.twice,
                             remembered=self._digests,
                             ask=request.ask,
                             final=final,

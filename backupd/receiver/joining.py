@@ -19,6 +19,7 @@ from backupd.errors import BytesGone, StorageFailed, UploadCut
 from backupd.interfaces import ILedger, IStorage, IUpload, OffThread, Upload
 from backupd.receiver.digests import Digests, Discard, Judge, digest_of
 from backupd.receiver.transfer import Outcome
+from backupd.receiver.twice import Twice
 from backupd.requests import Ask, progressed
 from backupd.settings import Settings
 
@@ -50,6 +51,7 @@ class Joining:
         off: OffThread,
         clock: IReactorTime,
         settings: Settings,
+        twice: Twice,
         remembered: Digests,
         ask: Ask,
         final: Upload,
@@ -61,6 +63,7 @@ class Joining:
         self._off = off
         self._clock = clock
         self._settings = settings
+        self._twice = twice
         self._remembered = remembered
         self._judge = Judge(ledger=ledger, discard=discard, clock=clock, settings=settings)
         self.ask = ask
@@ -144,31 +147,35 @@ class Joining:
             while self._final.offset < start + part.offset:
                 if self._aborted:
                     raise UploadCut("Joining was ended before its end; it goes on from here.")
-                at = self._final.offset - start
-                end = min(at + await self._stride(), part.offset)
-                await self._off(_copy, part, source, at, end, handle, start, update)
-                # What is written occupies its room; what is given back next is unmarked first.
-                part = replace(part, allocated=min(part.allocated, part.offset - end))
-                final = replace(self._final, offset=start + end, allocated=start + end)
-                if end == part.offset:
-                    self._final = await self._commit(final, part)
-                else:
-                    self._final = await self._commit(final, part=part)
-                    await self._off(source.give_back, end)
+                async with self._twice.lend(STRIDE, LEAST_STRIDE) as room:
+                    at = self._final.offset - start
+                    end = min(at + room, part.offset)
+                    part = await self._stride(part, source, at, end, handle, start, update)
         finally:
             await self._off(source.close)
         await self._discard([part.upload_id])
 
-    async def _stride(self) -> int:
-        """How many bytes may be there twice for a moment: they are of no promise.
-
-        Of the room that nobody was promised it is the share of one of those that may be joined at
-        once. What is promised is asked first: what arrives in between makes it less, not more.
-        """
-        promised = (await self._ledger.totals()).promised
-        free = await self._off(self._storage.free)
-        share = (free - promised) // self._settings.max_concurrent_transfers
-        return max(LEAST_STRIDE, min(STRIDE, share - share % LEAST_STRIDE))
+    async def _stride(
+        self,
+        part: Upload,
+        source: IUpload,
+        at: int,
+        end: int,
+        to: IUpload,
+        start: int,
+        update: Update,
+    ) -> Upload:
+        """Copy ``source[at:end]`` behind ``start``, and give it back; the part as it is then."""
+        await self._off(_copy, part, source, at, end, to, start, update)
+        # What is written occupies its room; what is given back next is unmarked first.
+        part = replace(part, allocated=min(part.allocated, part.offset - end))
+        final = replace(self._final, offset=start + end, allocated=start + end)
+        if end == part.offset:
+            self._final = await self._commit(final, part)
+        else:
+            self._final = await self._commit(final, part=part)
+            await self._off(source.give_back, end)
+        return part
 
 
 def _copy(

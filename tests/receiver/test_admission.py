@@ -59,6 +59,7 @@ class Desk:
     def __init__(self, volume: Volume, ledger: SqlLedger | None = None, **more: Any) -> None:
         self.volume = volume
         self.ledger_volume = 10**12
+        self.lent = 0
         self.ledger = ledger or SqlLedger("sqlite://", write_off=at_once, read_off=at_once)
         self.ledger.open()
         self.clock = Clock()
@@ -71,6 +72,7 @@ class Desk:
             new_id=self.new_id,
             new_capability=lambda: f"capability-{self.count}",
             ledger_room=lambda: self.ledger_volume,
+            lent=lambda: self.lent,
         )
 
     def new_id(self) -> str:
@@ -99,6 +101,14 @@ class Desk:
 def desk() -> Desk:
     """10 GB, of which 2 are used and 1 is the floor: 7 to promise."""
     return Desk(Volume(10 * GB, 2 * GB))
+
+
+def test_what_is_lent_is_promised_to_nobody(desk: Desk) -> None:
+    """Parts that are joined are there twice for a moment, and then it is free again."""
+    desk.lent = GB
+    assert refused(desk.ask(2, 7 * GB), "insufficient-space").available == 6 * GB
+    desk.lent = 0
+    assert desk.ask(2, 7 * GB).request is not None
 
 
 def refused(decision: Decision, reason: str) -> Decision:

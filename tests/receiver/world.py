@@ -110,6 +110,7 @@ class World:
             new_id=new_id,
             new_capability=_Numbers(f"capability{self.numbers}"),
             ledger_room=lambda: 2**60,
+            lent=lambda: self.intake.twice.taken,
         )
         self.queue: Queue
         self.intake = Intake(
