@@ -47,7 +47,7 @@ SECTIONS: dict[str, Section] = {
 }
 
 
-def main() -> None:
+def main() -> int:
     """Measure, print, and delete what was made."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--dir", type=Path, default=Path("bench-data"), help="a folder to be made")
@@ -91,7 +91,11 @@ def main() -> None:
     raw = {"conditions": told, "versions": versions, "size": size, "runs": options.runs}
     write_json(options.json, rows, {**raw, "minutes": round(minutes, 1)})
     console.print(f"The raw numbers are in {options.json}.")
+    missed = [row.what for row in rows if row.held is False]
+    for what in missed:
+        console.print(f"Not as expected: {what}.", markup=False, highlight=False, soft_wrap=True)
+    return 1 if missed else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
