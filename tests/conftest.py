@@ -1,13 +1,29 @@
-"""What every test gets: nothing may be left behind in the reactor or in the log."""
+"""What every test gets: nothing may be left behind in the reactor or in the log.
+
+And where everything is to be tried (``BACKUPD_TEST_ALL=1``, as in CI), a test that skips has
+failed: nobody reads why tests skip in a run that is green.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Generator, Iterator
 
 import pytest
 from twisted.internet import reactor
 from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 from zope.interface import provider
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Whatever it is that this machine does not have, or does not allow."""
+    report = yield
+    if report.skipped and os.environ.get("BACKUPD_TEST_ALL"):
+        why = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.outcome = "failed"
+        report.longrepr = f"{why}; with BACKUPD_TEST_ALL=1 nothing may be skipped"
+    return report
 
 
 @pytest.fixture(autouse=True)
