@@ -22,6 +22,7 @@ from typing import Any, Self
 from urllib.parse import urlsplit
 
 __all__ = [
+    "BACKUPCTL",
     "CLIP",
     "REPOSITORY",
     "TWISTD",

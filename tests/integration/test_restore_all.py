@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+import math
+import random
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
 from tests.integration.cutter import Cutter
-from tests.integration.daemons import CLIP, Daemon, Done
+from tests.integration.daemons import BACKUPCTL, CLIP, Daemon, Done, wait_until
 from tests.integration.pairs import Server, pair
 from tests.integration.plain import PlainSender
 
 QUICK = {"loop_interval": "0.2"}
 MIB = 1024 * 1024
 DOOR = b"the connection breaks when this comes by"
+HEADS = 16 * 1024
+"""Bytes that the answers to one run may have besides the videos': their heads, and the list."""
 
 
 @pytest.fixture
@@ -75,27 +80,116 @@ def test_all_come_back_and_a_second_time_nothing_moves(
 
 
 def test_it_goes_on_where_it_was_cut(keeper: Daemon, sender: PlainSender, into: Path) -> None:
-    """Within one run when the connection breaks, and by a second one when the first is killed."""
+    """Within one run when the connection breaks: what has come does not come again."""
     data = bytes(range(256)) * 4 * 8192
     data = data[: 5 * MIB] + DOOR + data[5 * MIB :]
-    done = sender.back_up(keeper.url, 1, data, fileName="1.mp4")
-    door = Cutter()
-    try:
-        door.target = keeper.port
-        door.lose_answer(DOOR)
-        assert restore(keeper, into, url=door.url).code == 0
-        assert door.cuts == 1
-        assert (into / "1.mp4").read_bytes() == data
-    finally:
-        door.close()
-    (into / "1.mp4").unlink()
-    # What a run that was killed leaves: some of the bytes. And some that are wrong.
-    partial = into / f".{done['backupId']}.part"
-    for left in (data[: 3 * MIB], bytes(3 * MIB)):
-        partial.write_bytes(left)
-        assert restore(keeper, into).code == 0
+    sender.back_up(keeper.url, 1, data, fileName="1.mp4")
+    for abruptly in (True, False):
+        with _Counting(keeper.port) as door:
+            door.abruptly = abruptly
+            door.lose_answer(DOOR)
+            assert restore(keeper, into, url=door.url).code == 0
+            assert door.cuts == 1
         assert (into / "1.mp4").read_bytes() == data
         (into / "1.mp4").unlink()
+    # A reset takes with it what lies in the sockets; an end does not.
+    assert door.back <= len(data) + HEADS
+
+
+def test_bytes_that_are_there_do_not_come_again_unless_they_are_wrong(
+    keeper: Daemon, sender: PlainSender, into: Path
+) -> None:
+    data = bytes(range(256)) * 4 * 8192
+    done = sender.back_up(keeper.url, 1, data, fileName="1.mp4")
+    into.mkdir()
+    partial = into / f".{done['backupId']}.part"
+    rest = len(data) - 3 * MIB
+    for left, still in ((data[: 3 * MIB], rest), (bytes(3 * MIB), rest + len(data))):
+        partial.write_bytes(left)
+        with _Counting(keeper.port) as door:
+            assert restore(keeper, into, url=door.url).code == 0
+        assert still <= door.back <= still + HEADS
+        assert (into / "1.mp4").read_bytes() == data
+        (into / "1.mp4").unlink()
+
+
+def test_a_run_that_was_killed_is_gone_on_with_by_the_next(
+    keeper: Daemon, sender: PlainSender, into: Path
+) -> None:
+    """Some videos back, some partly there, some not begun: only the rest of them comes."""
+    videos = {number: random.Random(number).randbytes(6 * MIB) for number in range(1, 6)}
+    for number, data in videos.items():
+        sender.back_up(keeper.url, number, data, fileName=f"{number}.mp4")
+
+    def back() -> list[Path]:
+        return list(into.glob("*.mp4"))
+
+    def partly() -> list[Path]:
+        return [one for one in into.glob(".*.part") if size(one)]
+
+    def size(path: Path) -> int:
+        try:
+            return path.stat().st_size
+        except FileNotFoundError:
+            return 0  # it has got its name meanwhile
+
+    def there() -> int:
+        return sum(map(size, (*back(), *partly())))
+
+    with _Counting(keeper.port, most=15 * MIB) as door:
+        words = ["--url", door.url, "restore", "--all", "--into", str(into)]
+        words += ["--at-once", "2"]
+        killed = subprocess.Popen([*BACKUPCTL, *words], env=keeper.environment)
+        try:
+            # One at least of two at a time is whole then, and of the others a block has come.
+            wait_until(lambda: door.holds and back() and partly(), "it is in the middle")
+            # What it has read, and not written yet, is a block for each of the two.
+            wait_until(lambda: there() >= door.back - 2 * MIB - HEADS, "it has written what came")
+        finally:
+            killed.kill()
+            killed.wait()
+    whole, kept = len(back()), there()
+    assert 0 < whole < len(videos)
+    assert partly()
+
+    with _Counting(keeper.port) as door:
+        done = restore(keeper, into, "--at-once", "2", url=door.url)
+    assert (done.code, done.json["there"]) == (0, whole), done.err
+    assert done.json["restored"] == len(videos) - whole
+    rest = sum(map(len, videos.values())) - kept
+    assert rest <= door.back <= rest + HEADS
+    for number, data in videos.items():
+        assert (into / f"{number}.mp4").read_bytes() == data
+    assert not partly()
+
+
+class _Counting(Cutter):
+    """A door that counts what it passes back to clients, and passes ``most`` bytes of it.
+
+    Then it `holds`: clients hear no more, and wait, until it is closed.
+    """
+
+    def __init__(self, port: int, most: float = math.inf) -> None:
+        super().__init__()
+        self.target, self.back, self.holds = port, 0, False
+        self._most, self._closed = most, threading.Event()
+        self._counting = threading.Lock()
+
+    def answered(self, client: Any, data: bytes) -> None:
+        with self._counting:
+            self.holds = self.holds or self.back + len(data) > self._most
+            if not self.holds:
+                self.back += len(data)
+                return
+        self._closed.wait()
+        raise OSError("closed")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closed.set()
+        self.close()
 
 
 def test_what_is_damaged_is_told_and_an_older_version_taken(keeper: Daemon, into: Path) -> None:
