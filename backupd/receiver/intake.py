@@ -5,7 +5,7 @@ Nothing here is cancelled when a client leaves: what arrived is made durable fir
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from math import inf
@@ -392,10 +392,12 @@ class Intake:
                     return None
                 if final.offset == 0 and len(parts) < len(final.parts):
                     return None
-                if final.length is None:
-                    final = replace(final, length=sum(part.offset for part in parts))
-                if final_id in self.transfers:
+                if self._joined_elsewhere(final, uploads.values()):
                     raise UploadHeld("Its parts are being joined right now.", SILENCE)
+                if final.length is None:
+                    # A start may have found that the first has given it its bytes already.
+                    length = final.offset + sum(part.offset for part in parts)
+                    final = replace(final, length=length)
                 for part in parts:
                     await self.transfers.make_way_for(part.upload_id)
                 with self.transfers.place(request.ask.turn):
@@ -422,6 +424,16 @@ class Intake:
             except BytesGone as error:
                 await self._forget(request_id, error.upload_id)
                 raise _begin_anew(error.upload_id) from error
+
+    def _joined_elsewhere(self, final: Upload, uploads: Iterable[Upload]) -> bool:
+        """Whether its parts are being joined; or what has taken of one of them goes on first, for
+        of the bytes that it took none are left there.
+        """
+        return any(
+            one.upload_id in self.transfers or (one.offset > 0 and one is not final)
+            for one in uploads
+            if not (one.whole or set(one.parts).isdisjoint(final.parts))
+        )
 
     async def drop(self, request_id: str, upload_id: str) -> None:
         """End an upload, free its bytes, and what would have joined it; the request goes on.

@@ -277,15 +277,10 @@ class Delivery:
         try:
             await parts.run()
         except PartsGone as error:
-            if await self._peer.standing(places.link) == entry.size:
-                return  # they have been joined, and the answer was lost
-            await self._record(entry, Places(places.link))
-            raise PeerFailed(f"Parts of the upload are gone; starting again. {error}") from error
-        urls = [part.url for part in parts.places.parts]
-        metadata = metadata_of(entry) | {"sha256": str(memory.digest.sha256)}
-        limit = JOINING[0] + entry.size / JOINING[1]
+            await self._without_parts(entry, memory, places, error)
+            return
         try:
-            await self._tus.concatenate(places.link, urls, metadata, limit)
+            await self._join(entry, memory, parts.places)
         except PeerRefused as error:
             if error.status in CANNOT:
                 memory.joins = False
@@ -294,6 +289,35 @@ class Delivery:
                     f"The parts cannot be joined; sending it whole. {error}"
                 ) from error
             raise
+
+    async def _without_parts(
+        self, entry: Entry, memory: _Memory, places: Places, gone: PartsGone
+    ) -> None:
+        """Parts are gone because they have been joined, are being joined, or are lost.
+
+        Joining may outlast the patience of who asked for it. Asked again for the same, the
+        receiver says which it is, and goes on with what it has begun.
+        """
+        if await self._peer.standing(places.link) == entry.size:
+            return
+        if places.end == entry.size:
+            try:
+                await self._join(entry, memory, places)
+                return
+            except PeerRefused as error:
+                if error.status not in GONE | CANNOT:
+                    raise
+        await self._record(entry, Places(places.link))
+        raise PeerFailed(f"Parts of the upload are gone; starting again. {gone}") from gone
+
+    async def _join(self, entry: Entry, memory: _Memory, places: Places) -> None:
+        """Have the parts made one upload. Raises `PeerRefused` with 409 while that is done."""
+        metadata = metadata_of(entry)
+        if memory.digest.sha256 is not None:
+            metadata["sha256"] = memory.digest.sha256
+        urls = [part.url for part in places.parts]
+        limit = JOINING[0] + entry.size / JOINING[1]
+        await self._tus.concatenate(places.link, urls, metadata, limit)
 
     async def _send(
         self,

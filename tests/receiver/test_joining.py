@@ -20,6 +20,7 @@ from backupd.errors import (
     NoSuchUpload,
     StorageFailed,
     UploadCut,
+    UploadHeld,
 )
 from backupd.interfaces import IVolume, Upload
 from backupd.receiver import joining
@@ -184,6 +185,31 @@ class JoiningTests(WorldCase):
         assert again.upload_id == final.upload_id
         assert join(self.world, request_id) is None
 
+    def test_a_part_of_two(self) -> None:
+        """What one whole has begun to take from a part, no other can have of it."""
+        root = Path(self.folder) / "faulty"
+        root.mkdir()
+        fs = FaultyFileSystem(str(root))
+        world = self.make("faulty", fs=cast(IVolume, fs))
+        request_id = world.offered(size=2 * len(DATA))
+        first, shared, third = send_parts(world, request_id, pieces_of(DATA))
+        one = final_of(world, request_id, [first, shared])
+        other = final_of(world, request_id, [third, shared])
+        given_back = False
+
+        def fault(number: int, function: str, path: str) -> None:
+            nonlocal given_back
+            if given_back and function == "fdatasync":
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            given_back = given_back or function == "punch_hole"
+
+        fs.fault = fault
+        self.raises(StorageFailed, world.intake.join(request_id, one.upload_id))
+        fs.fault = lambda number, function, path: None
+        self.raises(UploadHeld, world.intake.join(request_id, other.upload_id))
+        outcome = now(world.intake.join(request_id, one.upload_id))
+        assert outcome.sha256 == sha256(DATA[: 160 * KIB])
+
     def test_what_is_no_part(self) -> None:
         """Only parts of the same request can be joined, each once."""
         request_id = self.world.offered(size=len(DATA))
@@ -294,22 +320,39 @@ class FaultTests(WorldCase):
         set_attribute(self, joining, "PIECE", 32 * KIB)
         set_attribute(self, joining, "STRIDE", 64 * KIB)
 
-    def prepared(self, name: str) -> tuple[World, FaultyFileSystem, str]:
+    def prepared(
+        self, name: str, cuts: tuple[int, ...] = CUTS, *, early: bool = False
+    ) -> tuple[World, FaultyFileSystem, str]:
+        """``early``: the whole was made before anybody knew how long its parts would be."""
         root = Path(self.folder) / name
         root.mkdir()
         fs = FaultyFileSystem(str(root))
         url = f"sqlite:///{self.folder}/{name}.sqlite3"
         world = self.make(name, fs=cast(IVolume, fs), ledger_url=url)
         request_id = world.offered(size=len(DATA))
-        parts = send_parts(world, request_id, pieces_of(DATA))
-        final_of(world, request_id, parts)
+        pieces = pieces_of(DATA, cuts)
+        if early:
+            parts = [world.create(request_id, None, partial=True).upload_id for _ in pieces]
+            assert final_of(world, request_id, parts).length is None
+            for part, piece in zip(parts, pieces, strict=True):
+                world.send(request_id, piece, upload_id=part, offset=0, total=len(piece))
+        else:
+            final_of(world, request_id, send_parts(world, request_id, pieces))
         fs.calls = 0
         return world, fs, request_id
 
     def test_crash_anywhere(self) -> None:
         """Wherever the process ends, the next start joins what is left, and no byte is lost."""
+        self.crash_anywhere("crash", CUTS)
+
+    def test_crash_anywhere_with_a_length_that_came_late(self) -> None:
+        """Nor where the whole was made before the lengths of its parts were known."""
+        for cuts in ((0, 100 * KIB, 300 * KIB), (0, 200 * KIB, 300 * KIB)):
+            self.crash_anywhere(f"late-{cuts[1]}", cuts, early=True)
+
+    def crash_anywhere(self, name: str, cuts: tuple[int, ...], *, early: bool = False) -> None:
         for number in itertools.count():
-            world, fs, request_id = self.prepared(f"crash-{number}")
+            world, fs, request_id = self.prepared(f"{name}-{number}", cuts, early=early)
             fs.fault = crashing_at(number)
             try:
                 join(world, request_id)

@@ -108,6 +108,63 @@ def test_parts_that_are_gone_are_sent_again(case: Case) -> None:
     assert bytes(server.whole.data) == DATA
 
 
+@pytest.mark.parametrize("restart", [False, True])
+def test_joining_that_outlasts_its_answer_is_waited_for(case: Case, restart: bool) -> None:
+    """The first part is the whole's by then, and the link does not tell of the whole before it is
+    whole. Nothing is sent again, nor made: the same is asked until it is done."""
+    server = server_of(case)
+    joining, asked = False, 0
+
+    def joins(method: str, path: str, headers: Mapping[str, str]) -> Told | None:
+        nonlocal joining, asked
+        if "final" in headers.get("upload-concat", ""):
+            asked += 1
+            if asked == 1:
+                joining = True
+                return Told(504)
+            if asked < 5:
+                return Told(409, {"Retry-After": "5"})
+            return Told(201, {"Location": f"{LINK}/whole"})
+        return Told(404) if joining and path == f"{LINK}/1" else None
+
+    server.refuse = joins
+    case.receiver.now("standing", 0)
+    entry = ready(case, DATA)
+    case.turn()
+    made = server.made
+    if restart:
+        case = restarted(case)
+    case.until(entry, "VERIFIED", 60)
+    assert (server.received, server.made, asked) == (len(DATA), made, 5)
+    assert len(set(finals(server))) == 1
+    assert case.entry(entry).sha256 == DIGEST
+
+
+@pytest.mark.parametrize("status", [400, 404, 410])
+def test_what_cannot_be_joined_any_more_is_sent_again(case: Case, status: int) -> None:
+    """The parts are gone, and nothing was made of them."""
+    server = server_of(case)
+    lost = False
+
+    def lose(method: str, path: str, headers: Mapping[str, str]) -> Told | None:
+        nonlocal lost
+        if "final" in headers.get("upload-concat", ""):
+            if not lost:
+                server.uploads.clear()
+                lost = True
+                return Told(504)
+            if not server.uploads:
+                return Told(status)
+        return None
+
+    server.refuse = lose
+    case.receiver.now("standing", None)
+    entry = ready(case, DATA)
+    case.until(entry, "VERIFIED", 60)
+    assert bytes(server.whole.data) == DATA
+    assert json.loads(str(case.entry(entry).uploads))["parts"], "and again in parts"
+
+
 @pytest.mark.parametrize("status", [400, 501])
 def test_who_cannot_join_after_all_gets_it_whole(case: Case, status: int) -> None:
     server = server_of(case)
