@@ -29,7 +29,7 @@ from twisted.logger import ILogObserver, globalLogBeginner
 
 from tests.simulation.coverage import ENTRY_MOVES, MOVES, RARE, STATES
 from tests.simulation.history import Outcome, run
-from tests.simulation.plan import draw
+from tests.simulation.plan import FAILING, draw
 from tests.simulation.shrink import shrink, without
 from tests.simulation.taken_apart import unheard
 
@@ -62,6 +62,7 @@ class Figures:
     seconds: float = 0.0
     steps: int = 0
     faults: Counter[str] = field(default_factory=Counter)
+    failed_calls: Counter[str] = field(default_factory=Counter)
     done: Counter[str] = field(default_factory=Counter)
     states: Counter[str] = field(default_factory=Counter)
     moves: Counter[str] = field(default_factory=Counter)
@@ -73,6 +74,7 @@ class Figures:
         self.seconds += outcome.seconds
         self.steps += outcome.steps
         self.faults += outcome.faults
+        self.failed_calls += outcome.failed_calls
         self.done += outcome.done
         self.states += outcome.states
         self.moves += outcome.moves
@@ -85,6 +87,7 @@ class Figures:
         self.seconds += other.seconds
         self.steps += other.steps
         self.faults += other.faults
+        self.failed_calls += other.failed_calls
         self.done += other.done
         self.states += other.states
         self.moves += other.moves
@@ -122,9 +125,15 @@ class Figures:
             f"{hours:.0f} simulated hours, {hours / (cpu / 60):.0f} per minute of one core, "
             f"{self.steps} steps"
         )
-        for name, counts in (("done", self.done), ("faults", self.faults)):
+        for name, counts in (
+            ("done", self.done),
+            ("faults", self.faults),
+            ("failed calls", self.failed_calls),
+        ):
             told = (f"{kind} {count}" for kind, count in sorted(counts.items()))
             yield f"{name}: {', '.join(told)}"
+        if never := [one for one in FAILING if not self.failed_calls[one]]:
+            yield f"calls that never failed: {', '.join(never)}"
         for kind, count, missing in self.unseen():
             more = f"; not seen: {', '.join(missing)}" if missing else ""
             yield f"{kind}: {count - len(missing)} of {count}{more}"

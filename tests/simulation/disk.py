@@ -93,6 +93,8 @@ class Disk:
         self.calls = 0
         self.faults_met: Counter[str] = Counter()
         """What has happened in calls, by kind."""
+        self.failed_calls: Counter[str] = Counter()
+        """Those that were made to fail, by function and error."""
         self.full = 0
         """How often there was truly no room, and nobody else had taken it."""
         self.short_writes = False

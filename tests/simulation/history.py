@@ -49,6 +49,8 @@ class Outcome:
         self.steps = 0
         self.faults: Counter[str] = Counter()
         """Faults that have happened, by kind; more may have been planned."""
+        self.failed_calls: Counter[str] = Counter()
+        """Calls of disks that were made to fail, by function and error."""
         self.done: Counter[str] = Counter()
         """What was done that is no fault: videos sent, strangers that came, and the like."""
         self.states: Counter[str] = Counter()
@@ -160,6 +162,7 @@ class History(Acts):
         outcome.faults["connections cut"] += self.network.cuts_made
         for machine in self.machines.values():
             outcome.faults += machine.faults + machine.disk.faults_met
+            outcome.failed_calls += machine.disk.failed_calls
         return outcome
 
     def _run(self) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from tests.simulation import circumstances
 
-__all__ = ["KINDS", "WEEK", "Action", "Plan", "Video", "draw"]
+__all__ = ["FAILING", "KINDS", "WEEK", "Action", "Plan", "Video", "draw"]
 
 CALM = 3
 """Of so many histories one has no faults, but that something may be taken away."""
@@ -35,6 +35,13 @@ FUNCTIONS = {
     "scandir": (errno.EIO,),
     "fstat": (errno.EIO,),
 }
+
+FAILING = tuple(
+    f"{function} {errno.errorcode[error]}"
+    for function, errors in FUNCTIONS.items()
+    for error in errors
+)
+"""The calls of a disk that may fail, each with the error that it may get."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import subprocess
@@ -174,6 +175,27 @@ def test_only_faults_that_happened_are_counted() -> None:
     assert outcome.violation is None
     assert +outcome.faults == {"kill": 1}
     assert outcome.done["send"] == sends
+
+
+def test_calls_that_failed_are_counted_by_function_and_error() -> None:
+    """Which of them failed is told, and which never did."""
+    plan = calm()
+    machine = plan.actions[0].what["to"]
+    fault = {"machine": machine, "errno": errno.EIO, "skip": 0, "lasts": 60.0}
+    for function, count in (("fdatasync", 1), ("statvfs", 2)):
+        action = Action(0.0, "disk_fault", fault | {"function": function, "count": count})
+        plan.actions.insert(0, action)
+    outcome = run(plan)
+    assert outcome.violation is None
+    assert outcome.failed_calls == {"fdatasync EIO": 1, "statvfs EIO": 2}
+    figures = Figures()
+    for seed in (1, 2):
+        figures.add(seed, outcome)
+    lines = list(figures.lines(1.0, 1.0))
+    assert "failed calls: fdatasync EIO 2, statvfs EIO 4" in lines
+    [never] = [one for one in lines if one.startswith("calls that never failed: ")]
+    assert "fdatasync ENOSPC" in never
+    assert "fdatasync EIO" not in never
 
 
 def test_what_was_not_seen_is_told() -> None:

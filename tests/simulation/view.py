@@ -99,8 +99,9 @@ class View:
             fault.count -= 1
             if fault.count <= 0:
                 disk.faults.remove(fault)
-            disk.faults_met["failed calls"] += 1
-            self._process.machine.note(f"{function} fails: {errno.errorcode[fault.number]}")
+            name = errno.errorcode[fault.number]
+            disk.failed_calls[f"{function} {name}"] += 1
+            self._process.machine.note(f"{function} fails: {name}")
             raise OSError(fault.number, os.strerror(fault.number))
 
     def opened(self, fd: int) -> Inode | Folder:
