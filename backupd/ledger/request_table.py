@@ -357,7 +357,8 @@ class RequestTable:
         failed = (
             isinstance(old, Pending) and isinstance(new, Pending) and new.attempts > old.attempts
         )
-        served = isinstance(old, Pending) and isinstance(new, Offered)
+        # Whoever uses its link before it has answered the offer has its turn all the same.
+        served = isinstance(old, Pending) and isinstance(new, Offered | Receiving)
         for origin in dict.fromkeys((old.ask.origin, new.ask.origin)):
             key = {"peer": old.ask.peer, "origin": origin}
             line = _line.run(connection, key).fetchone()
@@ -371,6 +372,8 @@ class RequestTable:
                 # Whoever asks is there: its next probe need not wait, and its time begins anew.
                 resting, gives_up_at = 0.0, None
             (first,) = _first_due.run(connection, key).fetchone()
+            if first is None:
+                gives_up_at = None  # whoever comes next has its whole time
             values = {
                 "failures": failures,
                 "resting_until": resting,

@@ -104,7 +104,7 @@ lines = Table(
     Column("failures", Integer, nullable=False),
     Column("resting_until", Double, nullable=False),
     Column("ready_at", Double),  # None: nothing pending
-    Column("gives_up_at", Double),  # None: its last offer did not fail
+    Column("gives_up_at", Double),  # None: its last offer did not fail, or nobody waits
     Column("last_turn", BigInteger, nullable=False),
 )
 _partial("lines_answering", lines.c.ready_at, where=text("failures = 0"))

@@ -11,6 +11,7 @@ from backupd.requests import (
     Pending,
     ended,
     lapsed,
+    offer_failed,
 )
 from tests.conformance.ledger_case import (
     LedgerCase,
@@ -170,6 +171,52 @@ class LineTests(LedgerCase):
             self.change(head, to_offered)
             served += head
         assert served == "16827345"
+
+    def test_using_the_link_is_a_turn(self) -> None:
+        """A peer that uses its link before it has answered the offer has had its turn, too."""
+        for name in "123":
+            self.admit(name, peer="a")
+        for name in "45":
+            self.admit(name, peer="b")
+        served = ""
+        while due := self.lines():
+            peer, (head, *_) = next(iter(due.items()))
+            self.change(head, to_receiving if peer == "a" else to_offered)
+            served += head
+        assert served == "14253"
+
+    def test_using_the_link_ends_the_failing(self) -> None:
+        """It counts as the answer to the offer: nobody in that line is given up any more."""
+        for name in "123":
+            self.admit(name)
+        self.change("1", refuse_offer(NOW + 60))
+        self.change("2", to_receiving)
+        found = result_of(self.ledger.lines(now=NOW, limit=9, heads=9))
+        assert [(line.failures, line.ready_at) for line in found] == [(0, NOW)]
+        given_up = result_of(self.ledger.given_up(now=NOW + 86400, limit=9))
+        assert [request.ask.request_id for request in given_up] == []
+
+    def test_an_empty_line_gives_nobody_up(self) -> None:
+        """Whoever comes into a line that once failed, and is empty, has its whole time; and
+        among the lines to look at it stands before nobody.
+        """
+        self.admit("1", peer="a")
+        self.change("1", refuse_offer(NOW + 5))
+        self.change("1", cancel)
+        self.admit("2", peer="b")
+        self.change("2", refuse_offer(NOW + 5))
+
+        def given_up(now: float, limit: int = 9) -> set[str]:
+            found = result_of(self.ledger.given_up(now=now, limit=limit))
+            return {request.ask.request_id[-1] for request in found}
+
+        assert given_up(NOW + 86400, limit=1) == {"2"}
+        self.admit("3", peer="a")
+        assert given_up(NOW + 86400) == {"2"}
+        late = NOW + 2 * 86400
+        self.change("3", lambda r: offer_failed(r, due_at=NOW + 9, expires_at=late, why="refused"))
+        assert given_up(late - 1) == {"2"}
+        assert given_up(late) == {"2", "3"}
 
     def test_a_new_origin_is_no_new_peer(self) -> None:
         """A peer that calls from another origin does not pass those who wait."""

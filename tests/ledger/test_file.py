@@ -273,6 +273,29 @@ def test_an_older_ledger_learns_the_way_back(open_ledger: Open, tmp_path: Path) 
     assert result_of(ledger.longest_unread(before=NOW)) is None
 
 
+def test_an_older_ledger_gives_nobody_up_for_those_before(
+    open_ledger: Open, tmp_path: Path
+) -> None:
+    """A line that failed, and in which nobody waits, has no time that is over; others keep it."""
+    engine = create_engine(f"sqlite:///{tmp_path}/ledger.sqlite3")
+    row = text(
+        "INSERT INTO lines"
+        " (peer, origin, failures, resting_until, last_turn, ready_at, gives_up_at)"
+        " VALUES (:peer, 'o', 1, 0, 0, :ready_at, :now)"
+    )
+    with engine.begin() as connection:
+        upgrade(connection, "0006")
+        for peer, ready_at in (("a", None), ("b", NOW)):
+            connection.execute(row, {"peer": peer, "ready_at": ready_at, "now": NOW})
+    engine.dispose()
+    open_ledger()
+    engine = create_engine(f"sqlite:///{tmp_path}/ledger.sqlite3")
+    with engine.connect() as connection:
+        told = connection.execute(text("SELECT peer, gives_up_at FROM lines ORDER BY peer")).all()
+    engine.dispose()
+    assert [tuple(one) for one in told] == [("a", None), ("b", NOW)]
+
+
 OLD_REQUEST = {
     "request_id": "r",
     "peer": "p",

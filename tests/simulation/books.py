@@ -301,7 +301,7 @@ class Books(KeptBooks, SentBooks):
         failed = (
             isinstance(old, Pending) and isinstance(new, Pending) and new.attempts > old.attempts
         )
-        served = isinstance(old, Pending) and isinstance(new, Offered)
+        served = isinstance(old, Pending) and isinstance(new, Offered | Receiving)
         peer = old.ask.peer
         for origin in dict.fromkeys((old.ask.origin, new.ask.origin)):
             lane = self.lanes.get((peer, origin)) or self._lane(peer, origin)
@@ -315,6 +315,8 @@ class Books(KeptBooks, SentBooks):
                 lane.resting_until, lane.gives_up_at = 0.0, None
             first = min((one.due_at for one in self._waiting(peer, origin)), default=None)
             lane.ready_at = None if first is None else max(first, lane.resting_until)
+            if first is None:
+                lane.gives_up_at = None
         if served:
             self._turn += 1
             for lane in self.lanes.values():

@@ -191,7 +191,9 @@ class Watch:
             self._states[request_id] = state
             self._history.outcome.states[state] += 1
             self._history.outcome.moves[f"{before or 'nothing'} -> {state}"] += 1
-            if (before, state) == ("PENDING", "OFFERED") and not request.ask.part:
+            begun = before == "PENDING" and state in ("OFFERED", "RECEIVING")
+            if begun and not request.ask.part:
+                # Whoever uses its link has its turn, whether it answers the offer or not.
                 self._fair.served(machine, request.ask.peer)
             if before in ("STORED", "EXPIRED", "CANCELLED", "FAILED"):
                 self._fail(machine, f"let {request_id} go from {before} to {state}")

@@ -220,9 +220,21 @@ def _crowd(plan: Plan, rng: random.Random) -> None:
             plan.videos.append(Video(owner, str(what["video"]), size))
             plan.actions.append(Action(rng.uniform(0.5, 5.0), "send", what))
     room = sum(video.size + 49_152 for video in plan.videos)
+    if rng.random() < 0.5:
+        room += _eager(plan, rng)
     plan.capacity = dict.fromkeys(names, settings["reserved_space"] + room + 1_000_000)
     plan.actions.sort(key=lambda action: action.at)
     plan.calm_at, plan.patience = 65.0, 3 * 3600.0
+
+
+def _eager(plan: Plan, rng: random.Random) -> int:
+    """A sender that uses its links, and never answers an offer; the room that it needs."""
+    count, size = rng.randint(10, 20), rng.choice((1, 511, 4096))
+    for number in range(count):
+        what = {"to": "A", "number": number, "size": size, "spare": 0, "habit": "eager"}
+        what |= {"directly": False, "twice": False, "announced": "none", "told": 0}
+        plan.actions.append(Action(rng.uniform(0.5, 5.0), "stranger", what))
+    return count * (size + 49_152)
 
 
 def _abandons(action: Action) -> bool:

@@ -76,6 +76,9 @@ class Walk:
             return
         if asked.answer["requestId"] not in self._receiver.books.rows:
             self._lie("said yes to what it has no record of")
+        if what["habit"] == "eager":
+            await self._eagerly(asked)
+            return
         for _ in range(what["steps"]):
             for _ in range(60):
                 if asked.upload is not None:
@@ -98,6 +101,13 @@ class Walk:
 
     def _lie(self, what: str) -> None:
         self._history.violations.append(f"{self._receiver.name} {what}")
+
+    async def _eagerly(self, asked: Asked) -> None:
+        """Use the link as soon as it is known, and complete."""
+        while asked.upload is None:
+            await self._stranger.sleep(1.0)
+        self._posted(await self._stranger.post(asked, self._content))
+        self._finished(asked, await self._stranger.finish(asked))
 
     async def _step(self, asked: Asked, step: str) -> None:
         stranger, content, rng = self._stranger, self._content, self._rng
