@@ -447,10 +447,12 @@ def abandoned(request: BackupRequest, *, reason: str, now: float) -> Failed:
 
 
 def expired(
-    request: BackupRequest, *, now: float, line_until: float | None = None
+    request: BackupRequest, *, now: float, line_until: float | None = None, lease: float = 0.0
 ) -> BackupRequest:
     """EXPIRED if its time is up, else as it was.
 
+    Who was given a turn just before has it for its lease, but not for more than ``lease`` seconds
+    beyond that time: until then bytes may come, and more time with them.
     ``line_until`` is when the time of everything in its line is up, for a request that was never
     offered because the offers to others in that line fail.
     """
@@ -461,6 +463,8 @@ def expired(
     if until is None and isinstance(alive, Pending):
         until = line_until
     if until is None or until > now:
+        return alive
+    if isinstance(alive, Offered | Receiving) and now < min(alive.lease_until, until + lease):
         return alive
     return ended(
         alive,

@@ -118,7 +118,13 @@ class Expiry:
         if isinstance(request, Storing):
             await self._keeper.roll_forward(request_id)
         elif until is not None and until <= now:
-            await self._intake.end(request_id, lambda r: expired(r, now=now, line_until=until))
+            if isinstance(request, Offered | Receiving):
+                # Bytes that have come and are not durable yet give it new time.
+                await self._intake.lapse(request_id)
+            lease = self._settings.offer_lease
+            await self._intake.end(
+                request_id, lambda r: expired(r, now=now, line_until=until, lease=lease)
+            )
         elif isinstance(request, Received):
             await self._keeper.keep_direct(request_id)
         elif isinstance(request, Offered | Receiving):

@@ -11,7 +11,7 @@ from backupd.receiver import digests, expiry
 from backupd.receiver.digests import Digests
 from backupd.receiver.expiry import AT_ONCE
 from backupd.receiver.transfer import Outcome
-from backupd.requests import Pending, Receiving
+from backupd.requests import Live, Pending, Receiving
 from backupd.waiting import go_on
 from tests.receiver.world import (
     ManualOff,
@@ -261,6 +261,56 @@ class ExpiryTests(WorldCase):
             self.world.sweep()
             self.world.tick()
         self.check_expired(request_id)
+
+    def at_the_last_moment(self) -> str:
+        """A request that was offered again and again, five seconds before it expires."""
+        request_id = self.world.offered()
+        for _ in range(143):
+            self.clock.advance(LEASE)
+            self.world.sweep()
+            self.world.tick()
+        self.clock.advance(LEASE - 5)
+        request = self.world.request(request_id)
+        assert isinstance(request, Live)
+        assert request.expires_at == self.clock.seconds() + 5
+        return request_id
+
+    def test_begun_at_the_last_moment(self) -> None:
+        """Who comes for its turn just before has it for a lease, and not longer."""
+        request_id = self.at_the_last_moment()
+        now(self.world.intake.announce(request_id))
+        self.clock.advance(LEASE - 1)
+        self.world.sweep()
+        assert self.world.state(request_id) == "RECEIVING"
+        self.clock.advance(1)
+        self.world.sweep()
+        self.check_expired(request_id)
+
+    def test_no_lease_is_given_for_ever(self) -> None:
+        """A new one each time, and no byte, keeps it for one lease in all."""
+        request_id = self.at_the_last_moment()
+        for _ in range(9):
+            now(self.world.intake.announce(request_id))
+            self.world.create(request_id, 4)
+            self.clock.advance(LEASE / 10)
+            self.world.sweep()
+        assert self.world.state(request_id) == "RECEIVING"
+        self.clock.advance(LEASE / 10 + 5)
+        self.world.sweep()
+        self.check_expired(request_id)
+
+    def test_bytes_at_the_last_moment(self) -> None:
+        """With bytes that have come and are not durable yet it has a day more."""
+        request_id = self.at_the_last_moment()
+        source = self.world.source()
+        done = self.world.receive(request_id, source, 1000)
+        for _ in range(2):
+            source.give(b"x")
+            self.clock.advance(LEASE - 1)
+            self.world.sweep()
+            assert self.world.state(request_id) == "RECEIVING"
+        source.cut()
+        self.raises(UploadCut, done)
 
     def test_bytes_keep_it(self) -> None:
         """A slow upload lives as long as bytes come."""

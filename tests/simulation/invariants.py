@@ -432,6 +432,8 @@ class Watch:
             if isinstance(request, Offered | Receiving) and request.lease_until < now - LATE:
                 self._fail(machine, f"leaves its turn to {request_id}, whose lease is over")
             until = request.expires_at
+            if until is not None and isinstance(request, Offered | Receiving):
+                until = max(until, min(request.lease_until, until + settings.offer_lease))
             if until is not None and until < now - LATE and not isinstance(request, Storing):
                 self._fail(machine, f"lets {request_id} live {now - until} seconds too long")
         taken = [one.ask for one in rows if isinstance(one, Offered | Receiving)]
