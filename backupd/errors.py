@@ -249,6 +249,10 @@ class PeerFailed(BackupdError):
         self.retry_after = retry_after
 
 
+class PeerSilent(PeerFailed):
+    """Nothing came from the other server, not even a no: it was not found, or we waited in vain."""
+
+
 class CallForbidden(PeerFailed):
     """The other server is at an address that may not be called."""
 

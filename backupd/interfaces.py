@@ -5,7 +5,7 @@ Times are seconds since the epoch, sizes and offsets are bytes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, ParamSpec, Protocol, TypeVar, runtime_checkable
@@ -32,7 +32,9 @@ __all__ = [
     "IWindowed",
     "Line",
     "OffThread",
+    "Outgoing",
     "Part",
+    "Pick",
     "Repair",
     "Retention",
     "Room",
@@ -372,6 +374,23 @@ class Entry:
     backup_id: str | None = None
     content_url: str | None = None
     uploads: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """What goes to one server: in each state that entries are in, when the first of them is due."""
+
+    to: str
+    due: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Pick:
+    """So many entries at most, in one state, that go to one server."""
+
+    to: str
+    state: str
+    limit: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -762,5 +781,13 @@ class ILedger(Interface):
     def entries(*, over: bool | None, after: int, limit: int) -> Deferred[list[tuple[int, Entry]]]:
         """A page of entries, oldest first, each with its number to go on after."""
 
-    def entries_due(*, now: float, limit: int, without: Sequence[str]) -> Deferred[list[Entry]]:
-        """Entries to look at now, longest due first."""
+    def outgoing() -> Deferred[list[Outgoing]]:
+        """Each server that entries go to which are not over.
+
+        The cost depends on the number of servers only.
+        """
+
+    def entries_due(
+        picks: Sequence[Pick], *, now: float, without: Sequence[str]
+    ) -> Deferred[list[Entry]]:
+        """Entries to look at now: of each of ``picks`` those longest due first."""

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Connection, and_, delete, func, insert, not_, select, text, update
 
 from backupd.errors import LedgerFailed, NoSuchEntry
-from backupd.interfaces import Entry
+from backupd.interfaces import Entry, Outgoing, Pick
 from backupd.ledger import rows
 from backupd.ledger.schema import entries
 from backupd.requests import VideoId, video_key
@@ -20,12 +20,31 @@ __all__ = [
     "entries_for",
     "entry",
     "entry_by_capability",
+    "outgoing",
     "page",
     "purge",
 ]
 
 _e = entries.c
 _GOING = text("NOT over")
+_STATES = ("ASKING", "WAITING", "READY", "SENT")
+
+
+def _each_server() -> Any:
+    """A question that leaps from server to server in the index, past all that goes to each."""
+    first = select(func.min(_e.to).label("to")).where(_GOING)
+    server = first.cte("server", recursive=True)
+    following = select(func.min(_e.to)).where(_GOING, _e.to > server.c.to).scalar_subquery()
+    server = server.union_all(select(following).where(server.c.to.is_not(None)))
+
+    def due(state: str) -> Any:
+        these = (_GOING, _e.to == server.c.to, _e.state == state)
+        return select(func.min(_e.due_at)).where(*these).scalar_subquery().label(state)
+
+    return select(server.c.to, *map(due, _STATES)).where(server.c.to.is_not(None))
+
+
+_outgoing = _each_server()
 
 
 def enqueue(connection: Connection, new: Entry) -> Entry:
@@ -86,12 +105,26 @@ def page(
     return [(row.seq, rows.entry_value(row._mapping)) for row in connection.execute(query)]
 
 
-def due(connection: Connection, now: float, limit: int, without: Sequence[str]) -> list[Entry]:
-    query = select(entries).where(_GOING, _e.due_at <= now)
-    if without:
-        query = query.where(_e.entry_id.not_in(list(without)))
-    found = connection.execute(query.order_by(_e.due_at).limit(limit))
-    return [rows.entry_value(row._mapping) for row in found]
+def outgoing(connection: Connection) -> list[Outgoing]:
+    return [
+        Outgoing(to, {state: at for state, at in zip(_STATES, due, strict=True) if at is not None})
+        for to, *due in connection.execute(_outgoing)
+    ]
+
+
+def due(
+    connection: Connection, picks: Sequence[Pick], now: float, without: Sequence[str]
+) -> list[Entry]:
+    found: list[Entry] = []
+    for pick in picks:
+        query = select(entries).where(
+            _GOING, _e.to == pick.to, _e.state == pick.state, _e.due_at <= now
+        )
+        if without:
+            query = query.where(_e.entry_id.not_in(list(without)))
+        these = connection.execute(query.order_by(_e.due_at).limit(pick.limit))
+        found += [rows.entry_value(row._mapping) for row in these]
+    return found
 
 
 def purge(connection: Connection, before: float, limit: int) -> int:

@@ -234,7 +234,7 @@ entries = Table(
     sqlite_autoincrement=True,
 )
 _going = text("NOT over")
-_partial("entries_due", entries.c.due_at, where=_going)
+_partial("entries_due", entries.c.to, entries.c.state, entries.c.due_at, where=_going)
 _partial("entries_going_video", entries.c.video, where=_going)
 _partial("entries_over", entries.c.changed_at, where=text("over"))
 Index("entries_path", entries.c.path)

@@ -30,6 +30,8 @@ from backupd.interfaces import (
     ILedger,
     Line,
     OffThread,
+    Outgoing,
+    Pick,
     Repair,
     Retention,
     Room,
@@ -435,7 +437,10 @@ class SqlLedger:
     ) -> Deferred[list[tuple[int, Entry]]]:
         return self._read(lambda c: entry_table.page(c, over, after, limit))
 
+    def outgoing(self) -> Deferred[list[Outgoing]]:
+        return self._read(entry_table.outgoing)
+
     def entries_due(
-        self, *, now: float, limit: int, without: Sequence[str]
+        self, picks: Sequence[Pick], *, now: float, without: Sequence[str]
     ) -> Deferred[list[Entry]]:
-        return self._read(lambda c: entry_table.due(c, now, limit, without))
+        return self._read(lambda c: entry_table.due(c, picks, now, without))

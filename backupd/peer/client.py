@@ -36,7 +36,7 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IBodyProducer, IResponse
 from zope.interface import implementer
 
-from backupd.errors import PeerFailed
+from backupd.errors import PeerFailed, PeerSilent
 from backupd.peer.answers import Answer, accepted, answer_of, place_called, refusal, shown
 from backupd.peer.connector import OPEN_ROUTE, Connector, Routes
 from backupd.peer.exchange import MAX_ANSWER, Exchange
@@ -91,7 +91,8 @@ class PeerClient:
     async def ask(self, to: str, message: Mapping[str, object]) -> dict[str, object]:
         """Ask the server at ``to`` for room; yes and no are both answers.
 
-        Raises `PeerRefused` when it did not take the question, `PeerFailed` without an answer.
+        Raises `PeerRefused` when it did not take the question, `PeerFailed` without an answer:
+        `PeerSilent` when it was waited for in vain.
         """
         url = f"{to.rstrip('/')}/api/v1/backup/can-accept-backup"
         answer = accepted(url, await self._message("POST", url, message))
@@ -228,7 +229,7 @@ class PeerClient:
             response, content = await going
         except Exception as error:
             if late:
-                raise PeerFailed(f"{place.origin} did not answer within {limit:.0f} s.") from error
+                raise PeerSilent(f"{place.origin} did not answer within {limit:.0f} s.") from error
             raise _failed(place, error) from error
         finally:
             if limiter.active():
@@ -250,9 +251,9 @@ def _failed(place: Place, error: BaseException) -> PeerFailed | CancelledError:
         case network.ConnectionRefusedError():
             why = f"{origin} refused the connection."
         case network.DNSLookupError() | network.UnknownHostError():
-            why = f"The name {place.host} was not found."
+            return PeerSilent(f"The name {place.host} was not found.")
         case network.TimeoutError() | network.ConnectingCancelledError():
-            why = f"{origin} did not answer within {TIMEOUT:.0f} s."
+            return PeerSilent(f"{origin} did not answer within {TIMEOUT:.0f} s.")
         case network.ConnectionDone() | network.ConnectionLost() | network.ConnectionAborted():
             why = f"{origin} closed the connection without an answer."
         case SSL.Error():
@@ -261,7 +262,7 @@ def _failed(place: Place, error: BaseException) -> PeerFailed | CancelledError:
                 "newer; no word was said to it."
             )
         case network.ConnectError():
-            why = f"{origin} could not be reached ({type(error).__name__})."
+            return PeerSilent(f"{origin} could not be reached ({type(error).__name__}).")
         case _:
             # Its text may quote the link.
             why = f"The exchange with {origin} failed ({type(error).__name__})."

@@ -28,7 +28,7 @@ from twisted.web.client import URI
 from twisted.web.iweb import IAgentEndpointFactory
 from zope.interface import implementer
 
-from backupd.errors import CallForbidden, PeerFailed
+from backupd.errors import CallForbidden, PeerFailed, PeerSilent
 from backupd.peer.addresses import ANYWHERE, Reach, literal
 from backupd.peer.origins import Place
 from backupd.peer.tls import ClientTls
@@ -106,7 +106,7 @@ class _Guarded:
         self._reactor.nameResolver.resolveHostName(_Gather(gathered), host, portNumber=port)
         found = await gathered
         if not found:
-            raise PeerFailed(f"The name {host} was not found.")
+            raise PeerSilent(f"The name {host} was not found.")
         return found
 
 

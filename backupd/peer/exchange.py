@@ -27,7 +27,7 @@ from twisted.python.failure import Failure
 from twisted.web.iweb import IBodyProducer
 from zope.interface import implementer
 
-from backupd.errors import PeerFailed
+from backupd.errors import PeerFailed, PeerSilent
 
 __all__ = ["MAX_ANSWER", "NO_ANSWER", "SILENCE", "Exchange", "Reply"]
 
@@ -180,7 +180,7 @@ class Exchange(Protocol):
             why = f"{self._origin} took no byte for {SILENCE:.0f} s."
         else:
             why = f"{self._origin} did not answer within {NO_ANSWER:.0f} s after the last byte."
-        self._finish(Failure(PeerFailed(why)))
+        self._finish(Failure(PeerSilent(why)))
 
     # -- the answer -------------------------------------------------------------------------------
 

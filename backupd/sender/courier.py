@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from contextlib import suppress
 from typing import Any
 
 from twisted.internet.defer import CancelledError
@@ -11,7 +12,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from backupd.bandwidth import Pace
-from backupd.errors import PeerFailed, PeerRefused
+from backupd.errors import PeerFailed, PeerRefused, PeerSilent
 from backupd.interfaces import Entry, IFileSystem, ILedger, OffThread
 from backupd.links import Links
 from backupd.peer.answers import seconds_in, words_in
@@ -75,6 +76,8 @@ class Courier:
         self._setbacks: Counter[str] = Counter()
         self._wrong: Counter[str] = Counter()
         self._afresh: set[str] = set()
+        self.silent: set[str] = set()
+        """Servers that we have waited for in vain, and that have not been heard since."""
 
     async def carry(self, entry: Entry) -> Entry:
         """Take the step that is due, and from READY the one behind it too.
@@ -94,11 +97,13 @@ class Courier:
         actions = {
             "ASKING": self._ask,
             "WAITING": self._wait,
-            "READY": self._send,
+            "READY": self._knock if entry.to in self.silent else self._send,
             "SENT": self._confirm,
         }
         try:
-            return await actions[entry.state](entry)
+            entry = await actions[entry.state](entry)
+            self.silent.discard(entry.to)
+            return entry
         except FileGone as error:
             return await self._fail(entry, str(error))
         except FileChanged as error:
@@ -106,6 +111,10 @@ class Courier:
             self._afresh.add(entry.entry_id)
             return await self._back(entry, "ASKING", str(error), sha256=None, uploads=None)
         except PeerFailed as error:
+            if isinstance(error, PeerSilent):
+                self.silent.add(entry.to)
+            else:
+                self.silent.discard(entry.to)
             return await self.again(entry, str(error), error.retry_after)
         except OSError as error:
             why = f"{entry.path} cannot be read: {error.strerror or type(error).__name__}."
@@ -192,6 +201,13 @@ class Courier:
                 "WAITING", leaving={"WAITING"}, now=now, due_at=due_at, attempts=0, last_error=None
             ),
         )
+
+    async def _knock(self, entry: Entry) -> Entry:
+        """The receiver was silent, and an upload to it takes long to fail: is it there again?"""
+        with suppress(PeerRefused):  # that is an answer, too
+            await self._peer.standing(str(entry.upload_link))
+        step = steps.moved("READY", leaving={"READY"}, now=self._clock.seconds())
+        return await self._change(entry, step)
 
     async def _send(self, entry: Entry) -> Entry:
         if entry.upload_link is None or entry.complete_link is None:

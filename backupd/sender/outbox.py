@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -13,7 +14,7 @@ from twisted.python.failure import Failure
 
 from backupd.bandwidth import Bandwidth
 from backupd.errors import AlreadyStored, BackupdError, Invalid
-from backupd.interfaces import Entry, IFileSystem, ILedger, OffThread
+from backupd.interfaces import Entry, IFileSystem, ILedger, OffThread, Pick
 from backupd.links import Links
 from backupd.peer.backoff import Chance
 from backupd.peer.client import PeerClient
@@ -30,16 +31,19 @@ from backupd.sender.catalogue import (
 )
 from backupd.sender.courier import Courier
 from backupd.sender.notices import anybody, take_notice
+from backupd.sender.sharing import Places, longest_due, share
 from backupd.sender.steps import GOING, OVER, moved
 from backupd.settings import Settings
 from backupd.waiting import go_on
 
 __all__ = ["Outbox"]
 
-SMALL_STEPS = 8
+SMALL_STEPS = 32
 """Questions and looks that are under way at once, beside ``max_sends`` uploads."""
 
-LOOK = 64
+EACH = 4
+"""So many of them for one server."""
+
 PAGE = 500
 REST = 5.0
 """Seconds that an entry is left alone when not even its failure could be recorded."""
@@ -91,9 +95,7 @@ class Outbox:
         self._unreadable: dict[str, str] = {}
         self._watcher: Watcher | None = None
         self._next_scan = 0.0
-        self._uploads: dict[str, Deferred[None]] = {}
-        self._small: dict[str, Deferred[None]] = {}
-        self._line: dict[str, None] = {}
+        self._uploads, self._small = Places(), Places()
         self._resting: dict[str, float] = {}
         self._aside: dict[str, Deferred[None]] = {}
         self._alarm: IDelayedCall | None = None
@@ -172,11 +174,10 @@ class Outbox:
         entry = await self._ledger.change_entry(entry_id, step)
         if entry.state in ("VERIFIED", "UNVERIFIED"):
             raise AlreadyStored("The receiver has stored it already; delete the backup there.")
-        work = self._uploads.get(entry_id) or self._small.get(entry_id)
+        work = self._uploads.works.get(entry_id) or self._small.works.get(entry_id)
         if work is not None:
             work.cancel()
             await work
-        self._line.pop(entry_id, None)
         self._courier.forget(entry_id)
         if entry.state == "CANCELLED":
             self._beside(f"cancel {entry_id}", self._courier.tell_given_up(entry))
@@ -251,28 +252,68 @@ class Outbox:
     async def _look(self) -> None:
         now = self._clock.seconds()
         self._resting = {one: until for one, until in self._resting.items() if until > now}
-        busy = [*self._uploads, *self._small, *self._line, *self._resting]
-        due = await self._ledger.entries_due(now=now, limit=LOOK, without=busy)
-        for entry in due:
-            if entry.state == "READY":
-                self._line[entry.entry_id] = None
-            elif len(self._small) < SMALL_STEPS:
-                self._start(entry, self._small)
-        while self._line and len(self._uploads) < self._settings.max_sends:
-            first = next(iter(self._line))
-            del self._line[first]
-            entry = await self._ledger.entry(first)
-            if entry.state == "READY":
-                self._start(entry, self._uploads)
-
-    def _start(self, entry: Entry, place: dict[str, Deferred[None]]) -> None:
-        entry_id = entry.entry_id
-        if self._stopped or entry_id in self._uploads or entry_id in self._small:
+        outgoing = await self._ledger.outgoing()
+        known = {one.to for one in outgoing}
+        self._courier.silent &= known
+        for places in (self._uploads, self._small):
+            places.forget_all_but(known)
+        waiting = {
+            one.to: {state for state, at in one.due.items() if at <= now} for one in outgoing
+        }
+        sends, smalls = self._shares(waiting)
+        picks = [Pick(to, "READY", count) for to, count in sends.items()]
+        for to, count in smalls.items():
+            picks += [Pick(to, state, count) for state in self._small_states(to, waiting[to])]
+        if not picks:
             return
+        without = [*self._uploads.works, *self._small.works, *self._resting]
+        due: dict[str, list[Entry]] = {}
+        for entry in await self._ledger.entries_due(picks, now=now, without=without):
+            if entry.state == "READY" and entry.to not in self._courier.silent:
+                self._start(entry, self._uploads, self._settings.max_sends)
+            else:
+                due.setdefault(entry.to, []).append(entry)
+        for to, entries in due.items():
+            for entry in longest_due(entries, smalls[to]):
+                self._start(entry, self._small, SMALL_STEPS)
+
+    def _small_states(self, to: str, due: set[str]) -> list[str]:
+        """To a silent server nothing is sent: an entry that is READY asks whether it is there."""
+        silent = to in self._courier.silent
+        return [state for state in sorted(due) if state != "READY" or silent]
+
+    def _shares(self, due: dict[str, set[str]]) -> tuple[Counter[str], Counter[str]]:
+        """How many uploads and how many small steps may begin, by server."""
+        silent, most = self._courier.silent, self._settings.max_sends
+        ready = [to for to in due if "READY" in due[to] and to not in silent]
+        small = [to for to in due if self._small_states(to, due[to])]
+        return (
+            share(
+                self._uploads.in_turn(ready),
+                busy=self._uploads.busy(),
+                silent=(),
+                places=most,
+                each=most,
+            ),
+            share(
+                self._small.in_turn(small),
+                busy=self._small.busy(),
+                silent=silent,
+                places=SMALL_STEPS,
+                each=EACH,
+            ),
+        )
+
+    def _start(self, entry: Entry, places: Places, most: int) -> None:
+        entry_id = entry.entry_id
+        under_way = entry_id in self._uploads or entry_id in self._small
+        if self._stopped or under_way or len(places) >= most:
+            return
+        places.begin(entry)
         work = go_on(self._carry(entry))
         if not work.called:
-            place[entry_id] = work
-        work.addBoth(self._carried, entry_id, place)
+            places.works[entry_id] = work
+        work.addBoth(self._carried, entry_id, places)
 
     async def _carry(self, entry: Entry) -> None:
         try:
@@ -298,8 +339,8 @@ class Outbox:
         until = self._resting[entry.entry_id] = self._clock.seconds() + REST
         self._wake_at(until)
 
-    def _carried(self, result: object, entry_id: str, place: dict[str, Deferred[None]]) -> None:
-        place.pop(entry_id, None)
+    def _carried(self, result: object, entry_id: str, places: Places) -> None:
+        places.end(entry_id)
         if isinstance(result, Failure) and not result.check(CancelledError):
             self._resting[entry_id] = self._clock.seconds() + REST
             self._log.failure("entry {entry_id}: a defect", result, entry_id=entry_id)
@@ -381,7 +422,8 @@ class Outbox:
         self._stopped = True
         if self._alarm is not None and self._alarm.active():
             self._alarm.cancel()
-        works = [*self._uploads.values(), *self._small.values(), *self._aside.values()]
+        works = [*self._uploads.works.values(), *self._small.works.values()]
+        works += self._aside.values()
         for work in works:
             work.cancel()
         for work in works:

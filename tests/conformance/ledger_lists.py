@@ -7,12 +7,16 @@ from dataclasses import replace
 import pytest
 
 from backupd.errors import NoSuchBackup, NoSuchEntry
-from backupd.interfaces import Entry
+from backupd.interfaces import Entry, Outgoing, Pick
 from tests.conformance.ledger_case import LedgerCase
 from tests.conformance.samples import NOW, a_kept_backup, an_entry
 from tests.outcomes import result_of
 
 __all__ = ["ListTests"]
+
+
+HERE = "http://localhost:3000"
+THERE = "http://localhost:3333"
 
 
 def broken(entry: Entry) -> Entry:
@@ -159,13 +163,52 @@ class ListTests(LedgerCase):
         result_of(self.ledger.enqueue(an_entry("later", due_at=NOW + 1)))
         result_of(self.ledger.change_entry("entry-4", lambda e: replace(e, state="VERIFIED")))
 
-        def due(limit: int = 9, without: tuple[str, ...] = ()) -> str:
-            found = result_of(self.ledger.entries_due(now=NOW, limit=limit, without=without))
-            return "".join(entry.entry_id[-1] for entry in found)
+        self.assert_due("3210", Pick(HERE, "ASKING", 9))
+        self.assert_due("32", Pick(HERE, "ASKING", 2))
+        self.assert_due("21", Pick(HERE, "ASKING", 9), without=("entry-3", "entry-0"))
 
-        assert due() == "3210"
-        assert due(limit=2) == "32"
-        assert due(without=("entry-3", "entry-0")) == "21"
+    def assert_due(self, names: str, *picks: Pick, without: tuple[str, ...] = ()) -> None:
+        found = result_of(self.ledger.entries_due(picks, now=NOW, without=without))
+        assert "".join(entry.entry_id[-1] for entry in found) == names
+
+    def test_entries_due_of_each_server(self) -> None:
+        """Of each server and state that is asked for, in the order in which it is, and no other."""
+        for name, to, state in (
+            ("0", HERE, "ASKING"),
+            ("1", HERE, "READY"),
+            ("2", f"{HERE}/path", "ASKING"),
+            ("3", THERE, "ASKING"),
+            ("4", THERE, "ASKING"),
+            ("5", THERE, "SENT"),
+        ):
+            due_at = NOW - int(name)
+            result_of(self.ledger.enqueue(an_entry(name, to=to, state=state, due_at=due_at)))
+        self.assert_due("51", Pick(THERE, "SENT", 9), Pick(HERE, "READY", 9))
+        self.assert_due("40", Pick(THERE, "ASKING", 1), Pick(HERE, "ASKING", 9))
+        self.assert_due("", Pick(THERE, "READY", 9), Pick("http://nowhere", "ASKING", 9))
+        self.assert_due("")
+
+    def test_outgoing(self) -> None:
+        """Each server once, with the first of each state, due or not; not what is over."""
+        assert result_of(self.ledger.outgoing()) == []
+        for name, to, state, late in (
+            ("0", THERE, "ASKING", 0),
+            ("1", THERE, "ASKING", 7),
+            ("2", THERE, "WAITING", -1e9),
+            ("3", HERE, "READY", 3),
+            ("4", HERE, "READY", 2),
+            ("5", HERE, "SENT", 1),
+            ("6", HERE, "ASKING", 9),
+            ("7", "http://over", "FAILED", 9),
+        ):
+            due_at = NOW - late
+            result_of(self.ledger.enqueue(an_entry(name, to=to, state=state, due_at=due_at)))
+        result_of(self.ledger.change_entry("entry-6", lambda e: replace(e, state="VERIFIED")))
+        found = result_of(self.ledger.outgoing())
+        assert sorted(found, key=lambda one: one.to) == [
+            Outgoing(HERE, {"READY": NOW - 3, "SENT": NOW - 1}),
+            Outgoing(THERE, {"ASKING": NOW - 7, "WAITING": NOW + 1e9}),
+        ]
 
     def test_entry_pages(self) -> None:
         """Pages follow each other; what is over is told apart by every last state."""

@@ -6,7 +6,7 @@ import functools
 from dataclasses import replace
 from typing import Any
 
-from backupd.interfaces import Entry
+from backupd.interfaces import Entry, Pick
 from backupd.requests import NEVER, BackupRequest, lapsed, storing
 from tests.conformance.ledger_case import LedgerCase, cancel, refuse_offer, store
 from tests.conformance.samples import (
@@ -82,7 +82,8 @@ class TimeTests(LedgerCase):
             [earlier(entries[0]), earlier(entries[1]), entries[2]],
         )
         assert [self.request(name) for name in "12345678"] == [*live, over]
-        assert result_of(self.ledger.entries_due(now=RIGHT, limit=9, without=[]))
+        pick = Pick(an_entry().to, "ASKING", 9)
+        assert result_of(self.ledger.entries_due([pick], now=RIGHT, without=[]))
         assert (self.totals(), result_of(self.ledger.uploads(None))) == (totals, uploads)
 
     def test_it_is_noted_in_the_same_step(self) -> None:

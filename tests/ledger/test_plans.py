@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from twisted.internet.defer import Deferred
 
-from backupd.interfaces import Retention
+from backupd.interfaces import Pick, Retention
 from backupd.ledger.sql import SqlLedger
 from backupd.requests import Pending
 from tests.conformance.ledger_case import cancel, refuse_offer, same, store
@@ -63,7 +63,7 @@ def plans(ledger: SqlLedger, ask: Ask) -> list[str]:
     assert ledger._writer is not None
     found = []
     for statement in asked:
-        if statement.split()[0] in ("SELECT", "UPDATE", "DELETE", "INSERT"):
+        if statement.split()[0] in ("SELECT", "UPDATE", "DELETE", "INSERT", "WITH"):
             plan = ledger._writer.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}")
             found += [row.detail for row in plan]
     assert found
@@ -98,7 +98,12 @@ QUESTIONS: dict[str, Ask] = {
     "cancelled": lambda ledger: ledger.change("request-1", cancel),
     "purge": lambda ledger: ledger.purge(before=NOW, limit=9),
     "enqueue": lambda ledger: ledger.enqueue(an_entry()),
-    "entries_due": lambda ledger: ledger.entries_due(now=NOW, limit=4, without=["entry-1"]),
+    "outgoing": lambda ledger: ledger.outgoing(),
+    "entries_due": lambda ledger: ledger.entries_due(
+        [Pick("http://localhost:3000", state, 4) for state in ("ASKING", "READY")],
+        now=NOW,
+        without=["entry-2"],
+    ),
     "entries_for": lambda ledger: ledger.entries_for("1", 2),
     "longest_unread": lambda ledger: ledger.longest_unread(before=NOW),
     "begin_reading": lambda ledger: ledger.begin_reading("backup-1", now=NOW),
@@ -133,6 +138,7 @@ HARMLESS = {
     "SCAN CONSTANT ROW",
     "SCAN lines",  # a purge looks at each: one to a peer and origin
     "SCAN requests USING INDEX requests_storing",  # has only those that are to go forward
+    "SCAN server",  # one for each server that something goes to
 }
 
 
@@ -183,6 +189,24 @@ def test_due_requests_need_no_sorting(ledger: SqlLedger) -> None:
     assert due.count("USE TEMP B-TREE FOR ORDER BY") <= 1
     assert any("lines_answering" in plan for plan in due)
     assert any("lines_failing" in plan for plan in due)
+
+
+def test_what_is_to_be_sent_is_found_by_where_it_goes(ledger: SqlLedger) -> None:
+    """By leaps from server to server, and by the first of what goes to one: nothing is sorted, and
+    no row read that is not due.
+    """
+    for name, to in (("1", "http://a"), ("2", "http://b"), ("3", "http://b")):
+        result_of(ledger.enqueue(an_entry(name, to=to)))
+    servers = [plan for plan in plans(ledger, QUESTIONS["outgoing"]) if "entries" in plan]
+    assert servers
+    assert all("USING INDEX entries_due" in plan for plan in servers)
+    _, following, *due = servers
+    assert "(to>?)" in following
+    assert len(due) == 4
+    assert all("(to=? AND state=?)" in plan for plan in due)
+    picked = plans(ledger, QUESTIONS["entries_due"])
+    assert len(picked) == 2
+    assert all("INDEX entries_due (to=? AND state=? AND due_at<?)" in plan for plan in picked)
 
 
 def test_overdue_uses_its_indexes(ledger: SqlLedger) -> None:

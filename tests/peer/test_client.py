@@ -21,7 +21,7 @@ from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request
 from zope.interface import implementer
 
-from backupd.errors import PeerFailed, PeerRefused
+from backupd.errors import PeerFailed, PeerRefused, PeerSilent
 from backupd.peer.answers import seconds_in, words_in
 from backupd.peer.client import TIMEOUT, PeerClient, make_http
 from backupd.peer.exchange import MAX_ANSWER
@@ -204,7 +204,7 @@ def test_silence_ends_after_15_seconds() -> None:
     case.clock.advance(TIMEOUT - 0.1)
     assert pending(answer)
     case.clock.advance(0.1)
-    with pytest.raises(PeerFailed, match=r"^http://a.example:3000 did not answer within 15 s\.$"):
+    with pytest.raises(PeerSilent, match=r"^http://a.example:3000 did not answer within 15 s\.$"):
         result_of(answer)
     assert case.clock.getDelayedCalls() == []
 
@@ -295,6 +295,25 @@ def test_what_the_network_does_becomes_a_sentence_without_a_capability(
     with pytest.raises(PeerFailed) as caught:
         result_of(go_on(client.status(LINK)))
     assert str(caught.value) == sentence
+
+
+@pytest.mark.parametrize(
+    ("error", "silent"),
+    [
+        (network.TimeoutError(), True),
+        (network.TCPTimedOutError(), True),
+        (network.NoRouteError(), True),
+        (network.DNSLookupError("x"), True),
+        (network.ConnectionRefusedError(), False),
+        (ResponseNeverReceived([Failure(network.ConnectionLost())]), False),
+    ],
+)
+def test_who_says_anything_is_not_silent(error: Exception, silent: bool) -> None:
+    """That a connection is refused or ended is told at once; the rest is waited for in vain."""
+    client = PeerClient(make_http(Broken(error)), Clock(), nowhere)
+    with pytest.raises(PeerFailed) as caught:
+        result_of(go_on(client.status(LINK)))
+    assert isinstance(caught.value, PeerSilent) is silent
 
 
 def test_a_link_that_is_none_is_not_called() -> None:

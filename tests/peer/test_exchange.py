@@ -14,7 +14,7 @@ from twisted.python.failure import Failure
 from twisted.web.iweb import IBodyProducer
 from zope.interface import implementer
 
-from backupd.errors import PeerFailed
+from backupd.errors import PeerFailed, PeerSilent
 from backupd.peer.exchange import MAX_ANSWER, NO_ANSWER, SILENCE, Exchange, Reply, parse
 from tests.outcomes import pending, result_of
 
@@ -144,7 +144,7 @@ def test_time_runs_out_on_silence_and_not_on_length() -> None:
         case.clock.advance(SILENCE - 1)
     assert pending(case.replied)
     case.clock.advance(1)
-    with pytest.raises(PeerFailed, match="took no byte for 60 s"):
+    with pytest.raises(PeerSilent, match="took no byte for 60 s"):
         result_of(case.replied)
     case.assert_over()
 
@@ -156,7 +156,7 @@ def test_the_answer_may_take_its_time_but_not_for_ever() -> None:
     case.clock.advance(NO_ANSWER - 1)
     assert pending(case.replied)
     case.clock.advance(1)
-    with pytest.raises(PeerFailed, match="did not answer within 120 s"):
+    with pytest.raises(PeerSilent, match="did not answer within 120 s"):
         result_of(case.replied)
     case.assert_over()
 

@@ -235,7 +235,7 @@ class Case:
     def turn(self) -> None:
         """Look until nobody nudges any more."""
         self.nudges = 1
-        for _ in range(50):
+        for _ in range(500):
             if not self.nudges:
                 return
             self.nudges = 0

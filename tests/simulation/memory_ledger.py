@@ -18,6 +18,8 @@ from backupd.interfaces import (
     ILedger,
     Line,
     OffThread,
+    Outgoing,
+    Pick,
     Repair,
     Retention,
     Room,
@@ -292,7 +294,10 @@ class MemoryLedger:
     ) -> Deferred[list[tuple[int, Entry]]]:
         return self._read(lambda b: b.entry_page(over, after, limit))
 
+    def outgoing(self) -> Deferred[list[Outgoing]]:
+        return self._read(lambda b: b.outgoing())
+
     def entries_due(
-        self, *, now: float, limit: int, without: Sequence[str]
+        self, picks: Sequence[Pick], *, now: float, without: Sequence[str]
     ) -> Deferred[list[Entry]]:
-        return self._read(lambda b: b.entries_due(now, limit, without))
+        return self._read(lambda b: b.entries_due(picks, now, without))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from backupd.errors import NoSuchEntry
-from backupd.interfaces import Entry
+from backupd.interfaces import Entry, Outgoing, Pick
 from backupd.requests import VideoId, same_video, video_key
 
 __all__ = ["OVER", "SentBooks"]
@@ -72,13 +72,23 @@ class SentBooks:
         ]
         return found[:limit]
 
-    def entries_due(self, now: float, limit: int, without: Sequence[str]) -> list[Entry]:
-        if not self.going:
-            return []
-        due = [self.entries[one][1] for one in self.going if one not in without]
-        due = [one for one in due if one.due_at <= now]
-        due.sort(key=lambda one: one.due_at)
-        return due[:limit]
+    def outgoing(self) -> list[Outgoing]:
+        due: dict[str, dict[str, float]] = {}
+        for entry_id in self.going:
+            one = self.entries[entry_id][1]
+            first = due.setdefault(one.to, {})
+            first[one.state] = min(one.due_at, first.get(one.state, one.due_at))
+        return [Outgoing(to, due[to]) for to in sorted(due)]
+
+    def entries_due(self, picks: Sequence[Pick], now: float, without: Sequence[str]) -> list[Entry]:
+        going = [self.entries[one][1] for one in self.going if one not in without]
+        found: list[Entry] = []
+        for pick in picks:
+            these = [one for one in going if (one.to, one.state) == (pick.to, pick.state)]
+            these = [one for one in these if one.due_at <= now]
+            these.sort(key=lambda one: one.due_at)
+            found += these[: pick.limit]
+        return found
 
     def set_entries_back(self, by: float) -> None:
         for entry_id in self.going:
