@@ -23,6 +23,7 @@ from backupd.cli_resend import resend
 from backupd.cli_restore import restore
 from backupd.control import Api, ApiFailed, find_token, find_url, part, resolve
 from backupd.doctor import examine
+from backupd.sender.catalogue import id_of
 from backupd.sizes import format_size
 from backupd.terminal import (
     POLL,
@@ -86,7 +87,7 @@ def send(
     """Back up FILES to another server, and wait until they are stored and verified."""
     if video_id is not None and len(files) > 1:
         raise click.UsageError("--video-id is for one file")
-    video: object = int(video_id) if video_id and video_id.isdecimal() else video_id
+    video = None if video_id is None else id_of(video_id)
     entries = []
     for file in files:
         wanted = {"path": resolve(file), "to": to, "videoId": video}

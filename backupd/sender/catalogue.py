@@ -16,7 +16,16 @@ from backupd.peer.open_file import FileGone
 from backupd.requests import VideoId, video_key
 from backupd.storage.names import is_component
 
-__all__ = ["STILL", "Catalogue", "VideoFile", "Watcher", "content_type_of", "examine", "video_of"]
+__all__ = [
+    "STILL",
+    "Catalogue",
+    "VideoFile",
+    "Watcher",
+    "content_type_of",
+    "examine",
+    "id_of",
+    "video_of",
+]
 
 STILL = 60.0
 """Seconds for which a file must not have changed before it is taken for whole."""
@@ -62,12 +71,19 @@ def examine(path: str, fs: IFileSystem = os) -> tuple[int, int]:
 def video_of(name: str) -> VideoId:
     """The id that a file or folder is called by: ``2.mp4`` is 2, ``holiday.mp4`` is "holiday"."""
     clean = "".join(char if char.isprintable() else "_" for char in name)
-    if clean.isascii() and clean.isdecimal() and str(int(clean)) == clean:
-        return int(clean) if int(clean) <= MAX_NUMBER else clean[:MAX_ID]
     if len(clean) > MAX_ID:
         digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
         return f"{clean[: MAX_ID - 13]}~{digest[:12]}"
-    return clean
+    return id_of(clean)
+
+
+def id_of(text: str) -> VideoId:
+    """The same video as ``text``: a number where that is written so, and ``text`` anywhere else."""
+    if text.isascii() and text.isdecimal() and len(text) <= len(str(MAX_NUMBER)):
+        number = int(text)
+        if number <= MAX_NUMBER and video_key(number) == text:
+            return number
+    return text
 
 
 def stem_of(path: str) -> str:
