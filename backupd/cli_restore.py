@@ -83,7 +83,7 @@ def restore(
 
 def _one(api: Api, backup_id: str, output: str | None, *, force: bool, as_json: bool) -> None:
     backup = api.call("GET", f"/api/v1/backups/{part(backup_id)}")
-    target = target_of(output, backup["fileName"])
+    target = target_of(output, backup)
     if target.exists() and not force:
         fail(f"{target} is there already; give another -o, or --force.")
     partial = target.with_name(target.name + ".part")

@@ -10,17 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from backupd.control import Api, ApiFailed, part
+from backupd.storage.names import file_name
 
-__all__ = ["fetch", "sync_folder", "target_of"]
+__all__ = ["fetch", "name_of", "sync_folder", "target_of"]
 
 
-def target_of(output: str | None, name: str) -> Path:
-    """Where to write; the sender's name is never more than a name here."""
-    plain = "".join("_" if char in "/\\\0" or ord(char) < 32 else char for char in name)
-    plain = plain if plain.strip(". ") else "video"
+def name_of(backup: Any) -> str:
+    """The name of its file here: readable, never hidden, and harmless whatever the server says."""
+    return file_name(backup["fileName"], backup["videoId"], backup["contentType"])
+
+
+def target_of(output: str | None, backup: Any) -> Path:
+    """Where to write: under its own name, unless ``output`` is another."""
     if output is None:
-        return Path(plain)
-    return Path(output) / plain if os.path.isdir(output) else Path(output)
+        return Path(name_of(backup))
+    return Path(output) / name_of(backup) if os.path.isdir(output) else Path(output)
 
 
 def fetch(api: Api, backup: Any, partial: Path, done: Callable[[int], None]) -> str:

@@ -15,10 +15,10 @@ from typing import Any
 
 from backupd.control import Api, ApiFailed
 from backupd.errors import BackupdError
-from backupd.fetch import fetch, sync_folder
+from backupd.fetch import fetch, name_of, sync_folder
 from backupd.requests import video_key
 from backupd.sender.catalogue import stem_of, video_of
-from backupd.storage.names import file_name, folder_name
+from backupd.storage.names import folder_name
 
 __all__ = ["AllFetched", "Outcome", "Wanted", "plan"]
 
@@ -92,13 +92,9 @@ def _age(numbered: tuple[int, Any]) -> tuple[str, int]:
     return numbered[1]["storedAt"], numbered[0]
 
 
-def _name(backup: Any) -> str:
-    return file_name(backup["fileName"], backup["videoId"], backup["contentType"])
-
-
 def _paths(backup: Any) -> list[tuple[str, ...]]:
     """Where it may lie: each further one meets fewer others."""
-    name, key = _name(backup), video_key(backup["videoId"])
+    name, key = name_of(backup), video_key(backup["videoId"])
     folder = folder_name(key)
     paths = [(folder, name), (folder, backup["backupId"], name)]
     return [(name,), *paths] if video_key(video_of(stem_of(name))) == key else paths
@@ -107,7 +103,7 @@ def _paths(backup: Any) -> list[tuple[str, ...]]:
 def _version_path(backup: Any) -> tuple[str, ...]:
     stamp = backup["storedAt"][:19].replace(":", "-")
     folder = folder_name(video_key(backup["videoId"]))
-    return folder, f"{stamp}-{backup['backupId']}", _name(backup)
+    return folder, f"{stamp}-{backup['backupId']}", name_of(backup)
 
 
 def _apart(paths: list[list[tuple[str, ...]]]) -> list[int]:
