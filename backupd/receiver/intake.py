@@ -19,6 +19,8 @@ from backupd.errors import (
     BackupdError,
     BytesGone,
     Incomplete,
+    LedgerFailed,
+    NoRoom,
     NoSuchUpload,
     NotYourTurn,
     OffsetMismatch,
@@ -479,7 +481,7 @@ class Intake:
         for upload_id in upload_ids:
             try:
                 await self._off(self._storage.discard, upload_id)
-            except StorageFailed as error:
+            except (NoRoom, StorageFailed) as error:
                 self._left[upload_id] = None
                 self._log.error(
                     "upload {upload_id} is removed later: {why}",
@@ -492,10 +494,19 @@ class Intake:
 
         Not what the ledger knows: its sender has begun it anew, or will.
         """
-        left, self._left = list(self._left), {}
-        if left:
+        left = list(self._left)
+        if not left:
+            return
+        try:
             known = {one.upload_id for one in await self._ledger.uploads(None)}
-            await self.discard([upload_id for upload_id in left if upload_id not in known])
+        except LedgerFailed as error:
+            self._log.warn(
+                "what is to be removed stays until the next sweep: {why}", why=str(error)
+            )
+            return
+        # What has come to the list meanwhile may be known by now.
+        self._left = {one: None for one in self._left if one not in left}
+        await self.discard([upload_id for upload_id in left if upload_id not in known])
 
     # -- ending -----------------------------------------------------------------------------------
 

@@ -311,7 +311,7 @@ class Keeper:
                 return
             try:
                 await self._finish(request)
-            except StorageFailed as error:
+            except (NoRoom, StorageFailed) as error:
                 now = self._clock.seconds()
                 over = request.expires_at is not None and request.expires_at <= now
                 if not over and not isinstance(error, BytesGone):

@@ -7,8 +7,10 @@ import os
 from pathlib import Path
 from typing import Any, cast
 
+from twisted.internet.defer import Deferred, fail
+
 from backupd.errors import BackupdError, LedgerFailed, NoRoom, StorageFailed, UploadCut
-from backupd.interfaces import IFileSystem
+from backupd.interfaces import IFileSystem, Upload
 from backupd.receiver import blocks
 from backupd.receiver.blocks import SYNC_SECONDS
 from backupd.receiver.digests import Digests
@@ -119,18 +121,22 @@ class UncertainTests(FaultCase):
         self.check_closed()
 
     def test_what_cannot_be_removed(self) -> None:
-        """Bytes that cannot be removed are no reason for a request to live on; a sweep does it."""
-        request_id = self.world.offered(size=len(DATA))
-        self.world.send(request_id, DATA)
-        self.fs.fault = failing(errno.EIO, "unlink")
-        now(self.world.keeper.give_up(request_id))
-        assert self.world.state(request_id) == "FAILED"
-        assert len(self.world.on_disk()) == 1
-        self.world.sweep()
-        assert len(self.world.on_disk()) == 1
-        self.well()
-        self.world.sweep()
-        assert self.world.on_disk() == {}
+        """Bytes that cannot be removed are no reason for a request to live on; a sweep does it.
+
+        Where removing writes anew, as on Btrfs and ZFS, a full volume cannot do it either.
+        """
+        for number in (errno.EIO, errno.ENOSPC, errno.EDQUOT):
+            request_id = self.world.offered(number, size=len(DATA))
+            self.world.send(request_id, DATA)
+            self.fs.fault = failing(number, "unlink")
+            now(self.world.keeper.give_up(request_id))
+            assert self.world.state(request_id) == "FAILED"
+            assert len(self.world.on_disk()) == 1
+            self.world.sweep()
+            assert len(self.world.on_disk()) == 1
+            self.well()
+            self.world.sweep()
+            assert self.world.on_disk() == {}
 
     def test_what_is_begun_anew(self) -> None:
         """An upload that could not be begun, nor removed, is not removed once it is begun."""
@@ -346,6 +352,25 @@ class LedgerTests(FaultCase):
         outcome = self.world.send(request_id, b"1234", offset=0)
         assert isinstance(outcome, Outcome)
         assert outcome.sha256 == sha256(b"1234")
+
+    def test_what_is_left(self) -> None:
+        """A sweep to which the ledger does not answer forgets nothing that is to be removed."""
+        request_id = self.world.offered(size=len(DATA))
+        self.world.send(request_id, DATA)
+        self.fs.fault = failing(errno.EIO, "unlink")
+        now(self.world.keeper.give_up(request_id))
+        self.well()
+        answers, errors = self.world.ledger.uploads, [LedgerFailed("The ledger is closed.")]
+
+        def uploads(request_id: str | None) -> Deferred[list[Upload]]:
+            return fail(errors.pop()) if errors else answers(request_id)
+
+        set_attribute(self, self.world.ledger, "uploads", uploads)
+        self.world.sweep()
+        assert len(self.world.on_disk()) == 1
+        self.world.sweep()
+        assert self.world.on_disk() == {}
+        assert logged(self) == []
 
     def test_cut(self) -> None:
         """An offset that could not be committed is not told, and its digest not remembered."""

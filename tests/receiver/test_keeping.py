@@ -450,11 +450,11 @@ class UnknownLengthTests(KeepingCase):
 class StuckTests(KeepingCase):
     """The volume fails while a backup is being stored."""
 
-    def faulty(self) -> tuple[World, FaultyFileSystem, str]:
-        root = Path(self.folder, "faulty")
+    def faulty(self, name: str = "faulty") -> tuple[World, FaultyFileSystem, str]:
+        root = Path(self.folder, name)
         root.mkdir()
         fs = FaultyFileSystem(str(root))
-        world = self.make("faulty", fs=cast(IFileSystem, fs))
+        world = self.make(name, fs=cast(IFileSystem, fs))
         return world, fs, self.received(world)
 
     def test_next_sweep(self) -> None:
@@ -473,16 +473,17 @@ class StuckTests(KeepingCase):
 
     def test_until_its_time_is_up(self) -> None:
         """What cannot be stored is FAILED then, like any other, and its room is free."""
-        world, fs, request_id = self.faulty()
-        fs.fault = failing(errno.EIO, "mkdir")
-        self.raises(StorageFailed, world.keeper.complete(request_id))
-        self.clock.advance(86399)
-        world.sweep()
-        assert world.state(request_id) == "STORING"
-        self.clock.advance(2)
-        world.sweep()
-        assert world.state(request_id) == "FAILED"
-        assert now(world.ledger.totals()).promised == 0
+        for number, error in ((errno.EIO, StorageFailed), (errno.ENOSPC, NoRoom)):
+            world, fs, request_id = self.faulty(error.__name__)
+            fs.fault = failing(number, "mkdir")
+            self.raises(error, world.keeper.complete(request_id))
+            self.clock.advance(86399)
+            world.sweep()
+            assert world.state(request_id) == "STORING"
+            self.clock.advance(2)
+            world.sweep()
+            assert world.state(request_id) == "FAILED"
+            assert now(world.ledger.totals()).promised == 0
 
     def test_said_again(self) -> None:
         """Saying it again goes on with the same backup."""

@@ -28,7 +28,7 @@ FUNCTIONS = {
     "ftruncate": (errno.EIO,),
     "rename": (errno.EIO, errno.ENOSPC),
     "mkdir": (errno.EIO, errno.ENOSPC),
-    "unlink": (errno.EIO,),
+    "unlink": (errno.EIO, errno.ENOSPC),
     "pread": (errno.EIO,),
     "lstat": (errno.EIO,),
     "statvfs": (errno.EIO,),
