@@ -18,7 +18,8 @@ help:
 	@echo '              (VIDEO=path takes yours)'
 	@echo 'make test     every check and every test'
 	@echo 'make simulate whole daemons on one clock, SEEDS=n histories of faults'
-	@echo 'make torture  100000 of these, then real daemons, killed and cheated;'
+	@echo 'make torture  100000 of these, 3000 walks beside the model, then real daemons,'
+	@echo '              killed and cheated;'
 	@echo '              SEED=n repeats a run, ONLY="kills long" runs some of its sections'
 	@echo 'make mutations does the suite find small faults? puts each of a list into a copy'
 	@echo 'make protections  each protection is taken out, and its tests have to fail'
@@ -68,6 +69,7 @@ protections: venv
 torture: venv
 ifndef ONLY
 	@$(BIN)/python -m tests.simulation --seeds 100000
+	@$(BIN)/python -m tests.simulation.walks --examples 3000 $(if $(SEED),--seed $(SEED))
 endif
 	@$(BIN)/python -m tests.torture $(if $(SEED),--seed $(SEED)) $(if $(ONLY),--only $(ONLY))
 

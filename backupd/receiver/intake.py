@@ -136,6 +136,8 @@ class Intake:
         request = await self._ledger.request(request_id)
         if not (isinstance(request, Pending) and request.ask.direct):
             return
+        if self._queue().shares(request.ask):
+            return
         now = self._clock.seconds()
         comes = self._queue().turn_of(request_id, PATIENCE)
         try:

@@ -260,6 +260,10 @@ class Queue:
         else:
             self._start(request)
 
+    def shares(self, ask: Ask) -> bool:
+        """Whether it has a turn by others, as a part has: it need not stand in line for one."""
+        return ask.part and ask.turn in _turns(self.busy())
+
     async def take_turn(self, request: Live) -> None:
         """Reserve a turn for a request whose capability is being used.
 

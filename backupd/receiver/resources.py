@@ -190,31 +190,38 @@ class Resources:
 
     # -- joining ----------------------------------------------------------------------------------
 
-    async def join_with(self, request_id: str, part_id: str | None = None) -> Outcome | None:
-        """Join what waits for this part, or for any, if all its parts are whole now.
+    async def join(self, final: Upload) -> Outcome | None:
+        """Join the parts of this upload, if all are whole. Raises what `Intake.join` does."""
+        return await self._intake.join(final.request_id, final.upload_id)
 
-        None when they are not; of a part, too, when it is being joined right now, as with
-        another that ended at the same time. Raises what `Intake.join` does.
+    async def join_with(self, request_id: str, part_id: str | None = None) -> Outcome | None:
+        """Join what waits for this part, or for any, wherever all its parts are whole now.
+
+        None when none is; of a part, too, when it is being joined right now, as with another that
+        ended at the same time. Raises what `Intake.join` does.
         """
+        outcome = None
         for upload in await self._ledger.uploads(request_id):
-            waits = upload.parts and not upload.whole
-            if waits and (part_id is None or part_id in upload.parts):
-                if part_id is not None and upload.upload_id in self._intake.transfers:
-                    return None
-                return await self._intake.join(request_id, upload.upload_id)
-        return None
+            if not upload.parts or upload.whole:
+                continue
+            joins = part_id in upload.parts and upload.upload_id not in self._intake.transfers
+            if part_id is None or joins:
+                # One whose parts never come is in nobody's way.
+                outcome = await self.join(upload) or outcome
+        return outcome
 
     async def go_on(self) -> None:
         """After a start: join what a crash left half-way."""
-        left = [one for one in await self._ledger.uploads(None) if one.parts and not one.whole]
-        for request_id in dict.fromkeys(one.request_id for one in left):
+        for final in await self._ledger.uploads(None):
+            if not final.parts or final.whole:
+                continue
             try:
-                await self.join_with(request_id)
+                await self.join(final)
             except BackupdError as error:
                 # Its client asks again, or its time runs out.
                 self._log.error(
                     "request {request_id}: its parts are not joined: {why}",
-                    request_id=request_id,
+                    request_id=final.request_id,
                     why=str(error),
                 )
 

@@ -346,9 +346,8 @@ async def _joined(
     return write(request, Answer(None, 201, TUS | {"Location": location} | expires(alive)))
 
 
-async def _join(service: BackupService, final: Upload, part: str | None = None) -> None:
-    outcome = await service.resources.join_with(final.request_id, part)
-    if outcome is not None:
+async def _join(service: BackupService, final: Upload) -> None:
+    if await service.resources.join(final) is not None:
         await service.keeper.keep_direct(final.request_id)
 
 
@@ -462,7 +461,9 @@ async def _take(
         await service.keeper.keep_direct(upload.request_id)
         return outcome.size
     if outcome.whole:
-        await _join(service, outcome, outcome.upload_id)
+        request_id = outcome.request_id
+        if await service.resources.join_with(request_id, outcome.upload_id) is not None:
+            await service.keeper.keep_direct(request_id)
     return outcome.offset
 
 

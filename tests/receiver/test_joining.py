@@ -174,6 +174,19 @@ class JoiningTests(WorldCase):
         outcome = now(self.world.resources.join_with(request_id, late.upload_id))
         assert outcome.sha256 == sha256(DATA)
 
+    def test_beside_one_that_waits(self) -> None:
+        """Parts that never come keep nobody waiting but what joins them."""
+        request_id = self.world.offered(size=2 * len(DATA))
+        never = self.world.create(request_id, 100, partial=True)
+        final_of(self.world, request_id, [never.upload_id])
+        cut = 100 * KIB
+        parts = send_parts(self.world, request_id, [DATA[:cut]])
+        late = self.world.create(request_id, len(DATA) - cut, partial=True)
+        final = final_of(self.world, request_id, [*parts, late.upload_id])
+        assert now(self.world.resources.join(final)) is None
+        self.world.send(request_id, DATA[cut:], upload_id=late.upload_id, offset=0)
+        assert join(self.world, request_id).sha256 == sha256(DATA)
+
     def test_the_same_again(self) -> None:
         """A client whose answer was lost says the same again, and nothing is made twice."""
         request_id = self.world.offered(size=len(DATA))

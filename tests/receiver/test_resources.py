@@ -377,6 +377,18 @@ class DirectTests(WorldCase):
         other, _ = self.begin(world, 7)
         assert world.state(other) == "PENDING"
 
+    def test_a_part_stands_in_no_line(self) -> None:
+        """A part whose peer sends others has their turn, however many wait for one."""
+        world = self.make("one", {"max_concurrent_transfers": 1, "max_per_peer": 1})
+        self.begin(world, None)
+        for video in range(5):
+            waiting, _ = self.begin(world, video)
+            assert world.state(waiting) == "PENDING"
+        late, part = self.begin(world, None)
+        sent = world.send(late, b"x" * 100, upload_id=part.upload_id, offset=0)
+        assert isinstance(sent, Upload)
+        assert sent.whole
+
     def join(self) -> tuple[list[str], list[Upload], Live]:
         """A whole that joins two parts: what asked for these, they, and what asks for it."""
         request_ids, parts = [], []

@@ -109,6 +109,10 @@ class Answers:
         if place is not None:
             path = place[1].decode("latin-1").partition("//")[2].partition("/")[2]
             question = _Question(question.method, f"/{path}", _Standing({}), 0)
+            machine = self._machine(end)
+            if machine is not None:
+                # While it is there: a part may soon belong to another request.
+                self._standing(machine, question.target)
         offset = OFFSET.search(head)
         if offset is not None:
             self._said(end, question, offset)
@@ -160,7 +164,8 @@ class Answers:
             offsets[""] = row.request.backup.size
         elif row is not None and isinstance(row.request, Cancelled):
             # It may have been taken back between the commit and the answer.
-            offsets[""] = self._history.watch.had(request_id)
+            watch = self._history.watch
+            offsets[""] = max(watch.had(request_id), watch.reached(upload_id))
         return _Standing(offsets, own[-1].upload_id if own else "")
 
     def _request(self, machine: Machine, link: str) -> str:

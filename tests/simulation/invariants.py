@@ -108,6 +108,10 @@ class Watch:
             default=0,
         )
 
+    def reached(self, upload_id: str) -> int:
+        """Bytes of an upload that were durable at some time."""
+        return self._offsets.get(upload_id, 0)
+
     def allow(self, peer: str, video: str, content: bytes) -> None:
         """These bytes may be what a peer sends as a video."""
         self._contents.setdefault((peer, video), []).append(content)
