@@ -6,4 +6,4 @@ from tests.simulation.tus_walker import Senders
 from tests.simulation.walks import the_same
 
 TestSenders = Senders.TestCase
-TestSenders.settings = the_same(60)
+TestSenders.settings = the_same(50)
