@@ -204,10 +204,12 @@ class Resources:
         for upload in await self._ledger.uploads(request_id):
             if not upload.parts or upload.whole:
                 continue
-            joins = part_id in upload.parts and upload.upload_id not in self._intake.transfers
-            if part_id is None or joins:
-                # One whose parts never come is in nobody's way.
-                outcome = await self.join(upload) or outcome
+            if part_id is not None and part_id not in upload.parts:
+                continue
+            if part_id is not None and upload.upload_id in self._intake.transfers:
+                return outcome
+            # One whose other parts never come is in nobody's way.
+            outcome = await self.join(upload) or outcome
         return outcome
 
     async def go_on(self) -> None:

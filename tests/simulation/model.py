@@ -122,16 +122,22 @@ class Model:
     def time_passes(self) -> None:
         """Without a byte for a whole lease the turn is another's; and everything ends some day."""
         now = self.receiver.now - self.receiver.slack
-        if self.closed() is None and self.expires <= now:
+        if self.closed() is None and self._over_at() <= now:
             self.end("EXPIRED")
         elif self.state in ACTIVE and self.lease <= now:
             self.state, self.asleep = "PENDING", self.direct
+
+    def _over_at(self) -> float:
+        """A turn that came just before the end is kept for its lease."""
+        if self.state not in ACTIVE:
+            return self.expires
+        return max(self.expires, min(self.lease, self.expires + self.receiver.lease))
 
     def due(self) -> list[float]:
         """When time ends something of it."""
         if self.closed() is not None:
             return []
-        return [self.expires, self.lease] if self.state in ACTIVE else [self.expires]
+        return [self._over_at(), *([self.lease] if self.state in ACTIVE else [])]
 
     def waits(self) -> bool:
         """Whether it waits beside a turn that is free."""
