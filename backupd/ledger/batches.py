@@ -21,7 +21,7 @@ from backupd.errors import BackupdError, Busy, LedgerFailed
 from backupd.interfaces import OffThread
 from backupd.ledger import prepared
 
-__all__ = ["PUT_ASIDE", "Batches", "cause_of", "is_broken", "ledger_failed"]
+__all__ = ["FROM_DATABASE", "PUT_ASIDE", "Batches", "cause_of", "is_broken", "ledger_failed"]
 
 T = TypeVar("T")
 Step = Callable[[Connection], T]
@@ -29,6 +29,9 @@ Within = Callable[[Connection, Step[Any]], Any]
 
 MAX_BATCH = 256
 MAX_WAITING = 8192
+
+FROM_DATABASE = (SQLAlchemyError, UnicodeDecodeError)
+"""What the database raises: what it complains of may be named by bytes that are no text."""
 
 PUT_ASIDE = "docs/recovery.md says how to put it aside, and to list again what is kept."
 
@@ -168,14 +171,14 @@ class Batches:
             connection = self._connection()
             try:
                 return self._transaction(connection, steps, within=_plainly)
-            except SQLAlchemyError as error:
+            except FROM_DATABASE as error:
                 if not isinstance(error, IntegrityError):
                     raise
             except Exception as error:
                 if len(steps) == 1:
                     return [_fault(error)], False
             return self._transaction(connection, steps, within=_by_itself)
-        except SQLAlchemyError as error:
+        except FROM_DATABASE as error:
             raise self.failed(error) from error
 
     def _transaction(
@@ -189,7 +192,7 @@ class Batches:
             prepared.run_plain(connection, "COMMIT")
         except BaseException:
             self._undo()
-            with suppress(SQLAlchemyError):  # a full or failing disk has rolled back already
+            with suppress(*FROM_DATABASE):  # a full or failing disk has rolled back already
                 prepared.run_plain(connection, "ROLLBACK")
             raise
         return results, driver.total_changes != before
@@ -206,7 +209,7 @@ def _by_itself(connection: Connection, step: Step[Any]) -> Any:
         result = step(connection)
     except Exception as error:
         # A row that is there already is the fault of this step; all else is the database's.
-        if isinstance(error, SQLAlchemyError) and not isinstance(error, IntegrityError):
+        if isinstance(error, FROM_DATABASE) and not isinstance(error, IntegrityError):
             raise
         prepared.run_plain(connection, "ROLLBACK TO step")
         prepared.run_plain(connection, "RELEASE step")

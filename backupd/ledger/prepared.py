@@ -20,14 +20,18 @@ __all__ = ["Prepared", "run_plain"]
 _DIALECT: Any = sqlite.dialect()
 
 
-def run_plain(connection: Connection, statement: str, values: tuple[Any, ...] = ()) -> Any:
-    """Run this text by the driver; its cursor. Raises what SQLAlchemy would."""
+def run_plain(connection: Connection, statement: str, values: tuple[Any, ...] = ()) -> int:
+    """Run this text by the driver; how many rows it changed. Raises what SQLAlchemy would."""
     driver: Any = connection.connection.dbapi_connection
     try:
-        return driver.execute(statement, values)
+        return int(driver.execute(statement, values).rowcount)
     except connection.dialect.loaded_dbapi.Error as error:
-        base: Any = connection.dialect.loaded_dbapi.Error
-        raise DBAPIError.instance(statement, None, error, base) from error
+        raise _as_sqlalchemy(connection, statement, error) from error
+
+
+def _as_sqlalchemy(connection: Connection, statement: str, error: Exception) -> Exception:
+    base: Any = connection.dialect.loaded_dbapi.Error
+    return DBAPIError.instance(statement, None, error, base)
 
 
 class Prepared:
@@ -44,6 +48,16 @@ class Prepared:
         self.text = str(compiled)
         self._names: tuple[str, ...] = tuple(compiled.positiontup)
 
-    def run(self, connection: Connection, values: Mapping[str, Any]) -> Any:
-        """Run it; the driver's cursor. Raises what SQLAlchemy would."""
+    def run(self, connection: Connection, values: Mapping[str, Any]) -> int:
+        """Run it; how many rows it changed. Raises what SQLAlchemy would."""
         return run_plain(connection, self.text, tuple([values[name] for name in self._names]))
+
+    def rows(self, connection: Connection, values: Mapping[str, Any]) -> list[Any]:
+        """All that it finds, read here: a row that is damaged says so when it is fetched."""
+        driver: Any = connection.connection.dbapi_connection
+        try:
+            found = driver.execute(self.text, tuple([values[name] for name in self._names]))
+            rows: list[Any] = found.fetchall()
+            return rows
+        except connection.dialect.loaded_dbapi.Error as error:
+            raise _as_sqlalchemy(connection, self.text, error) from error

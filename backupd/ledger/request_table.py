@@ -227,7 +227,7 @@ class RequestTable:
         allowance: Allowance,
     ) -> tuple[Live | None, Room]:
         key = {"video": video_key(ask.video), "peer": ask.peer}
-        if _is_live.run(connection, key).fetchone() is not None:
+        if _is_live.rows(connection, key):
             row = connection.execute(_live_video, key).one()
             old = rows.request_value(row._mapping)
             if fresh:
@@ -259,7 +259,7 @@ class RequestTable:
         ask, now = request.ask, request.due_at
         _insert.run(connection, rows.request_row(request) | {"allocated": 0})
         at = {"at_peer": ask.peer, "at_origin": ask.origin}
-        if _join_line.run(connection, at | {"due": now}).rowcount == 0:
+        if _join_line.run(connection, at | {"due": now}) == 0:
             line = {"peer": ask.peer, "origin": ask.origin}
             self._open_line(connection, line | _ANSWERING | {"ready_at": now})
         self.sums.count(request, 0, 1)
@@ -332,10 +332,10 @@ class RequestTable:
             _drop_uploads.run(connection, {"id": request_id})
             allocated = count = 0
         else:
-            allocated, count = _allocated.run(connection, {"id": request_id}).fetchone()
+            ((allocated, count),) = _allocated.rows(connection, {"id": request_id})
         values = rows.request_row(new) | {"allocated": allocated}
         where = {"was_id": request_id, "was_state": state_name(old)}
-        if _update.run(connection, values | where).rowcount != 1:
+        if _update.run(connection, values | where) != 1:
             raise LedgerFailed(f"Request {request_id} has left the state {state_name(old)}.")
         if isinstance(old, Storing) and isinstance(new, Stored):
             # A rebuild from the files may have listed it already.
@@ -361,8 +361,8 @@ class RequestTable:
         served = isinstance(old, Pending) and isinstance(new, Offered | Receiving)
         for origin in dict.fromkeys((old.ask.origin, new.ask.origin)):
             key = {"peer": old.ask.peer, "origin": origin}
-            line = _line.run(connection, key).fetchone()
-            failures, resting, gives_up_at = line or (0, 0.0, None)
+            known = _line.rows(connection, key)
+            failures, resting, gives_up_at = known[0] if known else (0, 0.0, None)
             if failed and isinstance(new, Pending) and origin == new.ask.origin:
                 failures, resting = failures + 1, new.due_at
                 gives_up_at = new.expires_at if gives_up_at is None else gives_up_at
@@ -371,7 +371,7 @@ class RequestTable:
             elif asked:
                 # Whoever asks is there: its next probe need not wait, and its time begins anew.
                 resting, gives_up_at = 0.0, None
-            (first,) = _first_due.run(connection, key).fetchone()
+            ((first,),) = _first_due.rows(connection, key)
             if first is None:
                 gives_up_at = None  # whoever comes next has its whole time
             values = {
@@ -380,7 +380,7 @@ class RequestTable:
                 "ready_at": None if first is None else max(first, resting),
                 "gives_up_at": gives_up_at,
             }
-            if line is None:
+            if not known:
                 self._open_line(connection, key | values)
             else:
                 at = {"at_peer": old.ask.peer, "at_origin": origin}
@@ -399,7 +399,7 @@ class RequestTable:
         values = rows.upload_row(upload)
         changed = {name: values[name] for name in _CHANGING}
         keys = {"id": upload.upload_id, "at_least": upload.offset}
-        if _upsert_upload.run(connection, changed | keys).rowcount:
+        if _upsert_upload.run(connection, changed | keys):
             return
         known = connection.execute(
             select(_u.offset).where(_u.upload_id == upload.upload_id)
@@ -585,7 +585,7 @@ _failing = Prepared(_due_line.where(text("failures > 0")).order_by(_l.ready_at))
 
 def due_lines(connection: Connection, now: float, limit: int, heads: int) -> list[Line]:
     asked = {"now": now, "limit": limit}
-    due = [line for which in (_answering, _failing) for line in which.run(connection, asked)]
+    due = [line for which in (_answering, _failing) for line in which.rows(connection, asked)]
     found = []
     for peer, origin, failures, ready_at, last_turn in due:
         first = _values(

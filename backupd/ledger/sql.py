@@ -47,7 +47,7 @@ from backupd.ledger import (
     request_table,
     time_table,
 )
-from backupd.ledger.batches import PUT_ASIDE, Batches, cause_of, is_broken
+from backupd.ledger.batches import FROM_DATABASE, PUT_ASIDE, Batches, cause_of, is_broken
 from backupd.ledger.known import Known
 from backupd.ledger.request_table import RequestTable, Sums
 from backupd.ledger.upgrade import upgrade
@@ -211,7 +211,7 @@ class SqlLedger:
                 raise LedgerFailed("The ledger is closed.")
             try:
                 return query(self._reader)
-            except (SQLAlchemyError, UnicodeDecodeError) as error:
+            except FROM_DATABASE as error:
                 raise self._batches.failed(error) from error
 
         return self._read_off(run)

@@ -33,7 +33,7 @@ from tests.conformance.samples import (
     to_receiving,
     to_storing,
 )
-from tests.ledger.offs import at_once
+from tests.ledger.offs import WhenTold, at_once
 from tests.outcomes import result_of
 
 Open = Callable[[], SqlLedger]
@@ -222,6 +222,62 @@ def test_a_text_that_is_none_any_more(open_ledger: Open, tmp_path: Path) -> None
         result_of(ledger.request(ask.request_id))
     assert "secret" not in str(failed.value)
     assert "is damaged" in str(result_of(ledger.trouble()))
+
+
+@pytest.mark.parametrize("column", ["peer", "origin"])
+def test_a_line_that_is_none_any_more(open_ledger: Open, tmp_path: Path, column: str) -> None:
+    """Nor is what is left of a line told where turns are given, over and over."""
+    ledger = open_ledger()
+    result_of(ledger.admit(an_ask("1"), plenty, now=NOW, max_pending=100))
+    spoil(tmp_path, "UPDATE lines SET COLUMN = SPOILT".replace("COLUMN", column))
+    with pytest.raises(LedgerFailed, match=rf"is damaged: .*{column}.*docs/recovery\.md") as failed:
+        result_of(ledger.lines(now=NOW, limit=9, heads=9))
+    assert "secret" not in str(failed.value)
+    assert "is damaged" in str(result_of(ledger.trouble()))
+
+
+@pytest.mark.parametrize("together", [1, 2])
+def test_a_line_that_a_step_meets(tmp_path: Path, together: int) -> None:
+    """A step that meets damage fails by it, alone or beside others; it is no defect of ours."""
+    off = WhenTold()
+    ledger = SqlLedger(f"sqlite:///{tmp_path}/ledger.sqlite3", write_off=off, read_off=at_once)
+    ledger.open()
+    ledger.admit(an_ask("1"), plenty, now=NOW, max_pending=100)
+    steps = [ledger.change("request-1", refuse_offer(NOW + 5)) for _ in range(together)]
+    off.run()
+    spoil(tmp_path, "UPDATE lines SET failures = SPOILT")
+    off.run()
+    for step in steps:
+        with pytest.raises(LedgerFailed, match=r"is damaged: .*failures") as failed:
+            result_of(step)
+        assert "secret" not in str(failed.value)
+    assert "is damaged" in str(result_of(ledger.trouble()))
+    result_of(ledger.close())
+
+
+def test_a_complaint_that_is_no_text(open_ledger: Open, tmp_path: Path) -> None:
+    """What SQLite says of damage may have bytes of the file in it; a step tells it all the same."""
+    ledger = open_ledger()
+    spoil(
+        tmp_path,
+        "PRAGMA writable_schema=ON",
+        "UPDATE sqlite_master SET name = SPOILT, sql = 'no statement' WHERE name = 'backups'",
+        "PRAGMA schema_version = 1000",
+    )
+    with pytest.raises(LedgerFailed, match=r"is damaged: .*docs/recovery\.md"):
+        result_of(ledger.admit(an_ask("1"), plenty, now=NOW, max_pending=100))
+    assert "is damaged" in str(result_of(ledger.trouble()))
+
+
+SPOILT = "CAST(x'ff736563726574' AS TEXT)"  # "secret", after a byte that is none of a text
+
+
+def spoil(folder: Path, *statements: str) -> None:
+    """Do this to the ledger's file beside it."""
+    with closing(sqlite3.connect(folder / "ledger.sqlite3")) as connection:
+        for statement in statements:
+            connection.execute(statement.replace("SPOILT", SPOILT))
+        connection.commit()
 
 
 def test_no_folder(tmp_path: Path) -> None:
