@@ -13,7 +13,10 @@ from backupd.receiver import joining
 if TYPE_CHECKING:
     from tests.simulation.plan import Plan
 
-__all__ = ["cancel_received", "in_parts", "rot", "slowly", "vanish"]
+__all__ = ["cancel_received", "in_parts", "rot", "silence", "slowly", "vanish"]
+
+SILENCE = 80
+"""Of so many histories one is of a server that says nothing."""
 
 LEAST = (4096, 16_384, 65_536)
 """Bytes of a part at least, where files go in several."""
@@ -104,3 +107,33 @@ def rot(plan: Plan, rng: random.Random) -> tuple[float, str, dict[str, Any]] | N
         "lasts": 400.0,
     }
     return send.at, "rot", what
+
+
+def silence(
+    plan: Plan, rng: random.Random
+) -> tuple[list[tuple[str, str, int]], list[tuple[float, str, dict[str, Any]]]] | None:
+    """Instead of all that: a sender with many videos for a server that says nothing for a while,
+    and a few for another. The videos, and what happens.
+    """
+    if rng.randrange(SILENCE) or plan.unhindered:
+        return None
+    settings = plan.machines["A"] | {
+        "loop_interval": 5.0,
+        "offer_deadline": 86400.0,
+        "upload_expiry": 3600.0,
+    }
+    plan.machines = {name: dict(settings) for name in ("A", "B", "C")}
+    plan.weather |= {"bandwidth": 1e7, "delay": (0.0005, 0.05)}
+    plan.sqlite = plan.cramped = False
+    plan.silent, lasts = "C", rng.uniform(200.0, 400.0)
+    sends = [("C", rng.uniform(1.0, 2.0)) for _ in range(rng.randint(33, 45))]
+    sends += [("A", rng.uniform(2.0, 5.0)), *(("A", rng.uniform(2.0, lasts)) for _ in range(4))]
+    videos = [("B", str(number), rng.choice((1, 511, 4096))) for number in range(len(sends))]
+    actions: list[tuple[float, str, dict[str, Any]]] = [
+        (at, "send", {"video": number, "to": to}) for number, (to, at) in enumerate(sends)
+    ]
+    actions.append((0.3, "power", {"machine": "C", "lasts": lasts}))
+    room = sum(size + 49_152 for _, _, size in videos)
+    plan.capacity = dict.fromkeys(plan.machines, settings["reserved_space"] + room + 1_000_000)
+    plan.calm_at, plan.patience, plan.abandons = lasts + 5.0, 3 * 3600.0, 0.0
+    return videos, actions

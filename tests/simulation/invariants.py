@@ -158,6 +158,8 @@ class Watch:
         self.kept.look(machine)
         self.kept.files(machine)
         self._sending(machine)
+        if (late := self.senders.late(machine)) is not None:
+            self._fail(machine, late)
         if machine.ready:
             self._blocks(machine)
         if machine.quiet:

@@ -93,6 +93,9 @@ class Plan:
     unhindered: bool = False
     """Nothing happens that could make a sender late: it keeps its turn until all has arrived."""
 
+    silent: str | None = None
+    """The machine that says nothing until the faults cease, where nothing else happens."""
+
     knobs: dict[str, int] = field(default_factory=dict)
     weather: dict[str, Any] = field(default_factory=dict)
     videos: list[Video] = field(default_factory=list)
@@ -199,6 +202,12 @@ def draw(seed: int, *, sqlite_share: float = 0.04) -> Plan:
     crowd = random.Random(f"crowd {seed}")
     if not crowd.randrange(CROWDED) and not plan.unhindered:
         _crowd(plan, crowd)
+        return plan
+    silence = circumstances.silence(plan, random.Random(f"mute {seed}"))
+    if silence is not None:
+        videos, actions = silence
+        plan.videos = [Video(*one) for one in videos]
+        plan.actions = sorted((Action(*one) for one in actions), key=lambda action: action.at)
     return plan
 
 

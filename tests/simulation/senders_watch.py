@@ -8,11 +8,15 @@ from backupd.requests import BackupRequest
 
 if TYPE_CHECKING:
     from tests.simulation.history import History
+    from tests.simulation.machine import Machine
 
 __all__ = ["SendersWatch"]
 
 SOON = 12.0
 """Seconds from the end of a connection that is cut until what follows from it is committed."""
+
+PROMPT = 10.0
+"""Seconds within which what is due is done where nothing hinders it, a tick of the loop with it."""
 
 
 class SendersWatch:
@@ -45,4 +49,16 @@ class SendersWatch:
                 return f"lets {request_id} go to {state} while its bytes come"
         if self._honest and getattr(request, "tries", 0) > 0 and request.ask.peer in self._ours:
             return f"has got other bytes for {request_id} than it was told"
+        return None
+
+    def late(self, machine: Machine) -> str | None:
+        """What waits, though it goes to somebody who answers, while another says nothing."""
+        history, silent = self._history, self._history.plan.silent
+        if silent is None or history.ceased or machine.process is None or not machine.ready:
+            return None
+        now, mute = machine.process.seconds(), history.machines[silent].url
+        for entry_id in machine.books.going:
+            entry = machine.books.entry(entry_id)
+            if entry.to != mute and entry.due_at < now - PROMPT:
+                return f"lets {entry_id} wait, {entry.state}, and {silent} alone is silent"
         return None
