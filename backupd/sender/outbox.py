@@ -95,7 +95,7 @@ class Outbox:
         self._unreadable: dict[str, str] = {}
         self._watcher: Watcher | None = None
         self._next_scan = 0.0
-        self._uploads, self._small = Places(), Places()
+        self._uploads, self._small = Places(settings.max_sends), Places(SMALL_STEPS)
         self._resting: dict[str, float] = {}
         self._aside: dict[str, Deferred[None]] = {}
         self._alarm: IDelayedCall | None = None
@@ -270,12 +270,12 @@ class Outbox:
         due: dict[str, list[Entry]] = {}
         for entry in await self._ledger.entries_due(picks, now=now, without=without):
             if entry.state == "READY" and entry.to not in self._courier.silent:
-                self._start(entry, self._uploads, self._settings.max_sends)
+                self._start(entry, self._uploads)
             else:
                 due.setdefault(entry.to, []).append(entry)
         for to, entries in due.items():
             for entry in longest_due(entries, smalls[to]):
-                self._start(entry, self._small, SMALL_STEPS)
+                self._start(entry, self._small)
 
     def _small_states(self, to: str, due: set[str]) -> list[str]:
         """To a silent server nothing is sent: an entry that is READY asks whether it is there."""
@@ -284,30 +284,30 @@ class Outbox:
 
     def _shares(self, due: dict[str, set[str]]) -> tuple[Counter[str], Counter[str]]:
         """How many uploads and how many small steps may begin, by server."""
-        silent, most = self._courier.silent, self._settings.max_sends
+        silent, uploads, smalls = self._courier.silent, self._uploads, self._small
         ready = [to for to in due if "READY" in due[to] and to not in silent]
         small = [to for to in due if self._small_states(to, due[to])]
         return (
             share(
-                self._uploads.in_turn(ready),
-                busy=self._uploads.busy(),
+                uploads.in_turn(ready),
+                busy=uploads.busy(),
                 silent=(),
-                places=most,
-                each=most,
+                places=uploads.most,
+                each=uploads.most,
             ),
             share(
-                self._small.in_turn(small),
-                busy=self._small.busy(),
+                smalls.in_turn(small),
+                busy=smalls.busy(),
                 silent=silent,
-                places=SMALL_STEPS,
+                places=smalls.most,
                 each=EACH,
             ),
         )
 
-    def _start(self, entry: Entry, places: Places, most: int) -> None:
+    def _start(self, entry: Entry, places: Places) -> None:
         entry_id = entry.entry_id
         under_way = entry_id in self._uploads or entry_id in self._small
-        if self._stopped or under_way or len(places) >= most:
+        if self._stopped or under_way or places.full:
             return
         places.begin(entry)
         work = go_on(self._carry(entry))

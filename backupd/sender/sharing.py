@@ -56,9 +56,10 @@ def longest_due(entries: Iterable[Entry], limit: int) -> list[Entry]:
 
 
 class Places:
-    """Steps that are under way at once, and when each server had its last turn."""
+    """Steps that are under way, ``most`` at once, and when each server had its last turn."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int) -> None:
+        self.most = most
         self.works: dict[str, Deferred[None]] = {}
         self._to: dict[str, str] = {}
         self._turns: dict[str, int] = {}
@@ -91,5 +92,7 @@ class Places:
     def __contains__(self, entry_id: str) -> bool:
         return entry_id in self._to
 
-    def __len__(self) -> int:
-        return len(self._to)
+    @property
+    def full(self) -> bool:
+        """Whether none is free."""
+        return len(self._to) >= self.most
