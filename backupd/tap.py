@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 from twisted.application.service import IService
-from twisted.logger import ILogObserver, jsonFileLogObserver
+from twisted.logger import ILogObserver, Logger, jsonFileLogObserver
 from twisted.python import usage
 
 from backupd import interpreter
@@ -45,6 +45,8 @@ from backupd.web.resource import make_site
 
 __all__ = ["FOOTPRINT", "Options", "build", "chance_from", "join", "makeService"]
 
+_log = Logger()
+
 OFFER_BACKOFF = (5.0, 300.0)
 DISK_THREADS = 16
 
@@ -66,14 +68,27 @@ class Options(usage.Options):
 
 
 def tell_init(state: str) -> None:
-    """Tell the service manager, as sd_notify(3) does; nothing where there is none."""
+    """Tell the service manager, as sd_notify(3) does; nothing where there is none.
+
+    One that cannot be told is a line in the log, and never an error: the start and the orderly
+    end of a daemon must not hang on it.
+    """
     path = os.environ.get("NOTIFY_SOCKET", "")
     if not path:
         return
     address = f"\0{path[1:]}" if path.startswith("@") else path
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notify:
-        notify.connect(address)
-        notify.send(state.encode())
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notify:
+            notify.connect(address)
+            # A path in it may have bytes that are no UTF-8.
+            notify.send(state.encode(errors="replace"))
+    except OSError as error:
+        _log.warn(
+            "the service manager could not be told {state}: {why} (NOTIFY_SOCKET is {address})",
+            state=state,
+            why=error,
+            address=address,
+        )
 
 
 def on_hangup(reactor: Any, act: Callable[[], None]) -> None:

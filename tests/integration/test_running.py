@@ -272,6 +272,24 @@ def test_the_service_manager_is_told(tmp_path: Path, notify: socket.socket) -> N
         assert notify.recv(4096).decode().splitlines()[0] == "STOPPING=1"
 
 
+def test_a_service_manager_that_cannot_be_told_hinders_nothing(tmp_path: Path) -> None:
+    """It starts whole and stops in order; the log has what was to be told."""
+    with Daemon(tmp_path, shutdown_grace="0.2") as daemon, PlainSender() as sender:
+        daemon.stop()
+        daemon.extra_environment["NOTIFY_SOCKET"] = str(tmp_path / "nobody")
+        daemon.start()
+        wait_until(lambda: daemon.text().count("backupd is ready") == 2, "it has started again")
+        send, _ = sender.turn(daemon.url, 1, 100_000)
+        with begin_upload(daemon, send, b"x" * 50_000, 100_000):
+            assert daemon.stop() in ENDED
+        text = daemon.text()
+        for state in ("READY=1", "STOPPING=1"):
+            assert f"the service manager could not be told {state}: " in text
+        assert text.count("backupd has stopped") == 2
+        daemon.start()
+        assert daemon.requests()[0]["receivedBytes"] == 50_000
+
+
 def begin_upload(daemon: Daemon, link: str, first: bytes, size: int) -> socket.socket:
     """An upload that has begun and goes on when the test says so."""
     connection = socket.create_connection(("127.0.0.1", daemon.port), 20)

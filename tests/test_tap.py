@@ -1,0 +1,45 @@
+"""What a daemon tells the service manager that started it."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from backupd.tap import tell_init
+
+
+@pytest.fixture
+def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    """A service manager that listens."""
+    path = str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as listening:
+        listening.bind(path)
+        monkeypatch.setenv("NOTIFY_SOCKET", path)
+        yield listening
+
+
+@pytest.mark.parametrize(
+    ("state", "told"),
+    [
+        ("READY=1", b"READY=1"),
+        ("STATUS=/srv/\u00fc is full", b"STATUS=/srv/\xc3\xbc is full"),
+        ("STATUS=/srv/\udcfc is full", b"STATUS=/srv/? is full"),
+    ],
+)
+def test_it_is_told_whatever_bytes_a_path_has(
+    manager: socket.socket, state: str, told: bytes
+) -> None:
+    tell_init(state)
+    assert manager.recv(4096) == told
+
+
+@pytest.mark.parametrize("address", ["/nobody/listens", "@nobody-listens", "/" + "x" * 200, "x:1"])
+def test_one_that_cannot_be_told_hinders_nothing(
+    monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    """Work and its orderly end matter more than who is told of them."""
+    monkeypatch.setenv("NOTIFY_SOCKET", address)
+    tell_init("READY=1")
