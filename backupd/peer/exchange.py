@@ -28,11 +28,15 @@ from twisted.web.iweb import IBodyProducer
 from zope.interface import implementer
 
 from backupd.errors import PeerFailed, PeerSilent
+from backupd.peer.unsent import unsent
 
 __all__ = ["MAX_ANSWER", "NO_ANSWER", "SILENCE", "Exchange", "Reply"]
 
 MAX_ANSWER = 64 * 1024
 """Bytes that an answer may have, headers included."""
+
+LOOK = 15.0
+"""Seconds after which it is looked whether bytes have left meanwhile."""
 
 SILENCE = 60.0
 """Seconds for which the network may take no byte."""
@@ -41,7 +45,7 @@ AT_ONCE = 2 * 1024 * 1024
 """Bytes that the kernel is offered at a time."""
 
 NO_ANSWER = 120.0
-"""Seconds from the last byte to the answer: the receiver is syncing."""
+"""Seconds from the last byte that left to the answer: the receiver is syncing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +114,8 @@ class Exchange(Protocol):
         self._sending = False
         self._over = False
         self._limit: IDelayedCall | None = None
+        self._patience = self._since = 0.0
+        self._left = 0
 
     # -- sending ----------------------------------------------------------------------------------
 
@@ -132,8 +138,8 @@ class Exchange(Protocol):
     def write(self, data: bytes) -> None:
         """Bytes of the body."""
         if self._sending:
-            self._wait(SILENCE)
             cast(Any, self.transport).write(data)
+            self._wait(SILENCE)
 
     def registerProducer(self, producer: object, streaming: bool) -> None:  # noqa: N802
         """The body is registered already."""
@@ -167,15 +173,28 @@ class Exchange(Protocol):
     # -- limits -----------------------------------------------------------------------------------
 
     def _wait(self, seconds: float) -> None:
-        """From now on, so long."""
+        """From now on, so long in which no byte leaves."""
         if self._over:
             return
+        self._patience, self._since = seconds, self._clock.seconds()
+        self._left = unsent(self.transport)
+        self._look_after(min(LOOK, seconds))
+
+    def _look_after(self, seconds: float) -> None:
         if self._limit is not None and self._limit.active():
             self._limit.reset(seconds)
         else:
             self._limit = self._clock.callLater(seconds, self._waited)
 
     def _waited(self) -> None:
+        """A link that was fast may have been given more than it takes within the time now."""
+        before, self._left = self._left, unsent(self.transport)
+        if self._left < before:
+            self._since = self._clock.seconds()
+        due = self._since + self._patience - self._clock.seconds()
+        if due > 0:
+            self._look_after(min(LOOK, due))
+            return
         if self._sending:
             why = f"{self._origin} took no byte for {SILENCE:.0f} s."
         else:
