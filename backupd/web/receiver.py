@@ -28,6 +28,7 @@ from backupd.sizes import MAX_SIZE, format_size, parse_size
 from backupd.trust.caller import Caller
 from backupd.waiting import shielded
 from backupd.web import messages
+from backupd.web.content_range import part_of
 from backupd.web.digests import digests
 from backupd.web.endpoint import (
     Answer,
@@ -145,6 +146,7 @@ def _receive(api: Api) -> None:
     async def post(request: StreamingRequest, capability: str | None = None) -> bytes:
         caller = request.caller
         known = None if capability is None else await find.by_capability(capability, caller)
+        part = part_of(request)
         if known is not None and request.method == b"POST" and is_tus(request):
             return await create(request, target=known)
         kind = media_type(request)
@@ -156,6 +158,8 @@ def _receive(api: Api) -> None:
         if kind == "multipart/form-data" and request.method == b"POST":
             return await _form(service, find, request, known)
         target = known or await find.by_video(_named_video(request), request.caller)
+        if part is not None:
+            return await _part(service, request, uploadable(target), *part)
         return await _raw(service, request, target)
 
     async def head(request: StreamingRequest, capability: str) -> bytes:
@@ -173,14 +177,17 @@ def _receive(api: Api) -> None:
         refuse_coding(request)
         return await _go_on(service, request, target)
 
-    for method in ("POST", "PUT"):
+    for method, says in (
+        ("POST", "The bytes of the video, raw or as a form; as JSON: I am starting."),
+        ("PUT", "The bytes of the video; with Content-Range, what follows the newest upload's."),
+    ):
         for url in (path, f"{path}/<capability>"):
             api.route(
                 method,
                 url,
                 post,
                 who=Who.HOLDER,
-                says="The bytes of the video, raw or as a form; by POST and JSON: I am starting.",
+                says=says,
                 takes="*/*",
                 gives=messages.Received,
                 unbreakable=True,
@@ -244,6 +251,38 @@ async def _raw(service: BackupService, request: StreamingRequest, target: Backup
         )
     )
     return _received(request, target, outcome)
+
+
+async def _part(
+    service: BackupService, request: StreamingRequest, target: Live, first: int, total: int
+) -> bytes:
+    """The body goes on where the newest upload stands, as with PATCH; what ends it is answered
+    as the whole is.
+    """
+    if isinstance(target, Received):
+        raise OffsetMismatch(target.size)
+    newest = await service.intake.newest(target.ask.request_id)
+    if newest is not None and newest.length not in (None, total):
+        raise Invalid(
+            "Content-Range", f"is of {total} bytes, the upload of {newest.length}; PUT the whole"
+        )
+    name = _disposition_name(request)
+    outcome = await shielded(
+        service.intake.receive(
+            target.ask.request_id,
+            request.body,
+            length=request.body.length,
+            offset=first,
+            total=total,
+            digests=digests(request, "repr-digest"),
+            file_name=lambda: name,
+            content_type=_content_type(request),
+            check=body_check(request),
+        )
+    )
+    if isinstance(outcome, Outcome):
+        return _received(request, target, outcome)
+    return write(request, Answer(None, 204, {"Upload-Offset": str(outcome.offset)}))
 
 
 async def _form(
