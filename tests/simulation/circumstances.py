@@ -9,6 +9,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from backupd.receiver import joining
+from backupd.sender import delivery
 
 if TYPE_CHECKING:
     from tests.simulation.plan import Plan
@@ -31,6 +32,8 @@ def in_parts(plan: Plan, rng: random.Random) -> None:
         "LARGER": rng.choice((2, 4)),
         "ROUNDS": rng.choice((0, 0, 10)),
         "STRIDE": rng.choice((4096, joining.STRIDE)),
+        # On a slow disk joining goes on long after nobody waits for its answer any more.
+        "JOINING": rng.choice((5, int(delivery.JOINING[0]))),
     }
 
 

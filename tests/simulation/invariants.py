@@ -286,6 +286,9 @@ class Watch:
 
     def _sending(self, machine: Machine) -> None:
         for entry_id, (_, entry) in machine.books.entries.items():
+            wrong = self.senders.forgets(entry, self._receiver(entry))
+            if wrong is not None and not self.is_out(machine, entry):
+                self._fail(machine, wrong)
             before = self._entries.get(entry_id, "")
             if entry.state == before:
                 continue

@@ -33,6 +33,7 @@ def turned(knobs: Mapping[str, int]) -> Iterator[None]:
         patch.object(delivery, "PIECES", (knobs["PIECE"], 16 * knobs["PIECE"])),
         patch.object(delivery, "MIB", min(knobs["PIECE"], delivery.MIB)),
         patch.object(delivery, "WORTH", knobs["WORTH"]),
+        patch.object(delivery, "JOINING", (float(knobs["JOINING"]), delivery.JOINING[1])),
         patch.object(lanes, "LEAST", knobs["LEAST"]),
         patch.object(joining, "STRIDE", knobs["STRIDE"]),
         patch.object(joining, "LEAST_STRIDE", min(knobs["STRIDE"], joining.LEAST_STRIDE)),

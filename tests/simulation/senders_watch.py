@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from backupd.interfaces import Entry
 from backupd.requests import BackupRequest
+from backupd.sender.places import Places, recorded
 
 if TYPE_CHECKING:
     from tests.simulation.history import History
@@ -29,6 +31,7 @@ class SendersWatch:
         self._honest = kinds.isdisjoint(("touch", "take"))
         """No file changes or is taken away: they send what they say, at the first try."""
         self._left: dict[str, float] = {}
+        self._places: dict[str, tuple[str | None, Places]] = {}
 
     def left(self, request_id: str) -> None:
         """Its sender has ended a connection before it was answered, and has to come again."""
@@ -62,3 +65,29 @@ class SendersWatch:
             if entry.to != mute and entry.due_at < now - PROMPT:
                 return f"lets {entry_id} wait, {entry.state}, and {silent} alone is silent"
         return None
+
+    def forgets(self, entry: Entry, receiver: Machine) -> str | None:
+        """What is wrong with where an entry now says that its bytes are: those that it gives up, to
+        send them again, have not all stayed where they were, or become a part of a whole.
+        """
+        text, before = self._places.get(entry.entry_id, (None, Places("")))
+        if text == entry.uploads:
+            return None
+        now = recorded(entry)
+        self._places[entry.entry_id] = entry.uploads, now
+        if entry.uploads is None or before.link != now.link:
+            return None  # of other bytes, or for another request
+        known = [one for _, one in receiver.books.uploads.values()]
+        there = {one.upload_id for one in known}.union(*(one.parts for one in known))
+        given_up = _uploads(before) - _uploads(now)
+        if given_up and _uploads(before) <= there:
+            return f"gives up what {receiver.name} has of video {entry.video}"
+        return None
+
+
+def _uploads(places: Places) -> set[str]:
+    """The ids of the uploads there, as the end of each URL tells them."""
+    urls = [part.url for part in places.parts]
+    if places.whole is not None:
+        urls.append(places.whole)
+    return {url.rpartition("/")[2] for url in urls}
