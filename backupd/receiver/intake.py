@@ -392,7 +392,7 @@ class Intake:
                 if final is None:
                     raise NoSuchUpload("This upload was ended.")
                 parts = [uploads[part] for part in final.parts if part in uploads]
-                if final.whole or not all(part.whole for part in parts):
+                if final.whole or not (final.parts and all(part.whole for part in parts)):
                     return None
                 if final.offset == 0 and len(parts) < len(final.parts):
                     return None

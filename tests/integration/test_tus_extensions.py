@@ -282,6 +282,18 @@ def test_parts_may_be_named_by_relative_urls(tus: Tus) -> None:
     assert tus.kept() == DATA
 
 
+def test_of_two_wholes_the_one_that_is_asked_for_is_joined(
+    receiver: Daemon, sender: PlainSender, video: int
+) -> None:
+    """Not another that still waits for its parts."""
+    tus = on_link(receiver, sender, video, LENGTH)
+    made = tus.ask("POST", tus.url, b"", Upload_Length=str(LENGTH - 20), Upload_Concat="partial")
+    assert final(tus, tus.whole(made.headers["Location"])).status == 201
+    answer = final(tus, tus.part(DATA[:20]))
+    assert answer.status == 201, answer.body
+    assert tus.head(tus.whole(answer.headers["Location"])).headers["Upload-Offset"] == "20"
+
+
 def test_what_was_said_of_parts_comes_back(tus: Tus) -> None:
     """ "Response to HEAD request against partial or final upload MUST include the Upload-Concat
     header and its value as received in the upload creation request." "The response to a HEAD

@@ -223,6 +223,15 @@ class JoiningTests(WorldCase):
         outcome = now(world.intake.join(request_id, one.upload_id))
         assert outcome.sha256 == sha256(DATA[: 160 * KIB])
 
+    def test_what_joins_nothing(self) -> None:
+        """Of an upload with bytes of its own nothing is made, whoever asks for it to be joined: a
+        direct upload may have been begun anew meanwhile.
+        """
+        request_id = self.world.offered(size=len(DATA))
+        begun = self.world.create(request_id, len(DATA))
+        assert now(self.world.intake.join(request_id, begun.upload_id)) is None
+        assert self.world.uploads() == [begun]
+
     def test_what_is_no_part(self) -> None:
         """Only parts of the same request can be joined, each once."""
         request_id = self.world.offered(size=len(DATA))
