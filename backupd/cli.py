@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import secrets
 import sys
 import time
 from collections.abc import Callable
@@ -17,6 +18,7 @@ import click
 from rich.markup import escape
 from rich.progress import Progress, TaskID
 
+from backupd import own_folder
 from backupd.cli_keeping import COMMANDS
 from backupd.cli_peers import hide, peer
 from backupd.cli_resend import resend
@@ -24,6 +26,7 @@ from backupd.cli_restore import restore
 from backupd.control import Api, ApiFailed, find_token, find_url, part, resolve
 from backupd.doctor import examine
 from backupd.sender.catalogue import id_of
+from backupd.settings import load
 from backupd.sizes import format_size
 from backupd.terminal import (
     POLL,
@@ -322,6 +325,26 @@ def rebuild(api: Api, as_json: bool) -> None:
             console.print("`backupctl verify` reads them and tells whether they are whole.")
     if found["damaged"]:
         sys.exit(1)
+
+
+@main.command("accept-root")
+def accept_root() -> None:
+    """Say that what lies at `root` is meant: the disk is lost, or was replaced on purpose.
+
+    Only where the daemon does not start, and asks for it. What the ledger lists and is not there
+    counts as lost from the next start on.
+    """
+    from backupd.ledger.opening import remembered
+
+    settings = load(os.environ)
+    root = os.path.abspath(settings.root)
+    known = remembered(settings.ledger_url)
+    if own_folder.accept_root(settings, known, lambda: secrets.token_urlsafe(32)):
+        words = f"[green]✓[/green] {escape(root)} is the root from now on. Start backupd; then "
+        words += "`backupctl verify` asks the senders for what is not there."
+    else:
+        words = f"{escape(root)} is the root that the ledger knows: there is nothing to accept."
+    console.print(words, highlight=False, soft_wrap=True)
 
 
 @main.command()

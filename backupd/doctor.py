@@ -11,8 +11,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from backupd.control import Api, ApiFailed
-from backupd.errors import SettingsError
-from backupd.own_folder import read_token
+from backupd.errors import LedgerFailed, SettingsError, WrongRoot
+from backupd.own_folder import check_root, read_token
 from backupd.settings import Settings, load
 from backupd.sizes import format_size
 from backupd.terminal import span
@@ -47,11 +47,32 @@ def examine(
         yield Finding("settings", False, str(error), "mend the setting, then start again")
         return
     yield Finding("settings", True, "are well-formed")
+    wrong = _wrong(settings)
+    if wrong is not None:
+        yield wrong
+        if wrong.what == "root":
+            return  # all else would be told of another place
     yield from _root(settings)
     yield from _videos(settings)
     yield from _daemon(settings, api, lambda: _files(api, wait, repair=repair))
     if other:
         yield _reach("other server", other)
+
+
+def _wrong(settings: Settings) -> Finding | None:
+    """Where the root is not what the ledger is about, or one of the two cannot be read."""
+    from backupd.ledger.opening import remembered
+
+    try:
+        check_root(settings, remembered(settings.ledger_url))
+    except WrongRoot as error:
+        return Finding("root", False, error.why, error.advice)
+    except SettingsError as error:
+        advice = "run this as the user that backupd runs as, or look after the disk"
+        return Finding("root", False, str(error).partition(": ")[2], advice)
+    except LedgerFailed as error:
+        return Finding("ledger", False, str(error), "docs/recovery.md says what to do")
+    return None
 
 
 def _root(settings: Settings) -> Iterator[Finding]:

@@ -238,6 +238,15 @@ class SettingsError(BackupdError):
         self.name = name
 
 
+class WrongRoot(SettingsError):
+    """What lies at ``root`` is not what the ledger is about: why, and what to do."""
+
+    def __init__(self, why: str, advice: str) -> None:
+        super().__init__("root", f"{why}. Nothing was changed: {advice}")
+        self.why = why
+        self.advice = advice
+
+
 # -- the other server ----------------------------------------------------------------------------
 
 

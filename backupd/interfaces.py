@@ -35,6 +35,7 @@ __all__ = [
     "Outgoing",
     "Part",
     "Pick",
+    "Remembered",
     "Repair",
     "Retention",
     "Room",
@@ -521,18 +522,38 @@ NO_LIMITS = Allowance()
 NO_RETENTION = Retention()
 
 
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """What a ledger that is not open knows of the root that it is about.
+
+    ``root`` is its mark. Only where it knows none: ``folders`` of backups and ids of ``uploads``
+    with bytes that it lists, some of each.
+    """
+
+    root: str | None = None
+    folders: tuple[str, ...] = ()
+    uploads: tuple[str, ...] = ()
+
+
 class ILedger(Interface):
     """What was promised and what is kept, durably.
 
-    Every method but `open` and `watch` returns a Deferred that fires once the step is committed,
-    and fails with `LedgerFailed` when it could not be: then nothing of it has happened. Steps
-    commit in the order of the calls. What a step raises reaches its caller alone.
+    Every method but `remembered`, `open` and `watch` returns a Deferred that fires once the step
+    is committed, and fails with `LedgerFailed` when it could not be: then nothing of it has
+    happened. Steps commit in the order of the calls. What a step raises reaches its caller alone.
     """
 
-    def open() -> None:
+    def remembered() -> Remembered:
+        """What it knows of the root, before it is opened; blocks, and makes or changes nothing.
+
+        Raises `LedgerFailed`.
+        """
+
+    def open(root: str | None = None) -> None:
         """Open it and bring its schema up to date; blocks. Raises `LedgerTooNew`, `LedgerFailed`.
 
-        The sums are counted anew.
+        The sums are counted anew. From now on it is about the root with this mark; None: about
+        the one that it knows.
         """
 
     def close() -> Deferred[None]:

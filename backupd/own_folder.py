@@ -1,10 +1,14 @@
-"""The daemon's own folder under the root: the lock, the control token, and the ledger beside them.
+"""The daemon's own folder under the root: the lock, the control token, and the root's mark.
+
+A ledger that lies elsewhere outlives a volume that is not mounted, and would take all that it
+lists for gone. By the mark, a random id that is no secret, it knows the root that it is about.
 
 Everything here is short and happens before the reactor runs.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hmac
 import os
@@ -12,10 +16,14 @@ import stat
 from collections.abc import Callable
 from contextlib import suppress
 
-from backupd.errors import SettingsError, StorageFailed
-from backupd.settings import Settings
+from twisted.logger import Logger
 
-__all__ = ["OwnFolder", "read_token"]
+from backupd.errors import SettingsError, StorageFailed, WrongRoot
+from backupd.interfaces import Remembered
+from backupd.settings import Settings
+from backupd.storage.names import INCOMING
+
+__all__ = ["OwnFolder", "accept_root", "check_root", "read_token"]
 
 
 def read_token(path: str) -> str:
@@ -48,18 +56,108 @@ def _make(folder: str, root: str) -> None:
     for path in around:
         # We may enter a folder that we may not read; then it was not we who made what is in it.
         with suppress(PermissionError):
-            handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
+            _sync(path)
+
+
+def _sync(folder: str) -> None:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _write(path: str, text: str) -> None:
+    """Write a small file that only its owner can read."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    # Renamed when it is whole: a crash must not leave an empty file that stops every start.
+    new = f"{path}.new"
+    handle = os.open(new, flags, 0o600)
+    try:
+        os.fchmod(handle, 0o600)
+        os.write(handle, text.encode())
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+    os.rename(new, path)
+
+
+# -- the mark of the root -------------------------------------------------------------------------
+
+
+def _read_mark(settings: Settings) -> list[str]:
+    """The mark, and after it that of the root which this one was said to replace."""
+    path = settings.mark_file
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read(1024).split()[:2]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise SettingsError("root", f"cannot be read ({error.strerror}): {path}") from error
+
+
+def _write_mark(settings: Settings, *marks: str) -> None:
+    """Durably: the ledger is told next, and would not know a root that has forgotten."""
+    _write(settings.mark_file, "".join(f"{mark}\n" for mark in marks))
+    _sync(settings.own_folder)
+    _sync(os.path.dirname(settings.own_folder))
+
+
+def check_root(settings: Settings, known: Remembered) -> list[str]:
+    """The marks of the root, if it is what the ledger is about. Raises `WrongRoot`.
+
+    Nothing is made or changed.
+    """
+    marks, root = _read_mark(settings), os.path.dirname(settings.own_folder)
+    listed = [os.path.join(root, one) for one in known.folders]
+    listed += [os.path.join(root, *INCOMING, one) for one in known.uploads]
+    if known.root in marks:
+        return marks
+    if known.root is not None:
+        why = "has another mark than the ledger knows" if marks else "has lost its mark"
+    elif marks or not listed or any(os.path.lexists(one) for one in listed):
+        return marks
+    else:
+        why = "has nothing of what the ledger lists"
+    raise WrongRoot(
+        f"{why}; is the right volume mounted at {root}?",
+        "mount it and start again; or, if that disk is lost or was replaced on purpose, say so "
+        "by `backupctl accept-root`, and start then",
+    )
+
+
+def accept_root(settings: Settings, known: Remembered, new_mark: Callable[[], str]) -> bool:
+    """Say that what lies at ``root`` is meant from now on, although the ledger knows another.
+
+    False if it is what the ledger knows. Raises `SettingsError`.
+    """
+    try:
+        check_root(settings, known)
+    except WrongRoot:
+        folder = settings.own_folder
+        root = os.path.dirname(folder)
+    else:
+        return False
+    try:
+        os.listdir(root)  # it is not made here: who says this has looked at what is mounted
+        _make(folder, root)
+        # A new mark: should the old disk come back, it is another root. The one that it replaces
+        # is told to the next start, which tells the ledger, and to any older copy of the ledger.
+        _write_mark(settings, new_mark(), *([known.root] if known.root else []))
+    except OSError as error:
+        raise SettingsError("root", f"cannot be written ({error.strerror}): {root}") from error
+    return True
 
 
 class OwnFolder:
-    """Claims the root for one daemon. ``new_token`` makes a token at the first start.
+    """Claims the root for one daemon. ``new_token`` makes a token at the first start, and a mark.
 
+    ``mark`` is that of the root, once it is claimed; None where there is no room for one.
     ``ledger`` is the path of the ledger's file, None when it has none.
     """
+
+    _log = Logger()
 
     def __init__(
         self, settings: Settings, new_token: Callable[[], str], ledger: str | None = None
@@ -68,12 +166,17 @@ class OwnFolder:
         self._new_token = new_token
         self._lock: int | None = None
         self._token = ""
+        self.mark: str | None = None
         folder = os.path.dirname(os.path.abspath(ledger)) if ledger else settings.own_folder
         self._ledger_folder = folder
 
-    def claim(self) -> None:
-        """Make the folder, lock it and read the token. Raises `SettingsError`."""
+    def claim(self, known: Remembered = Remembered()) -> None:  # noqa: B008 - frozen
+        """Make the folder, lock it, read token and mark. Raises `SettingsError`.
+
+        Before that: `WrongRoot` where the root is not what the ledger is about.
+        """
         settings, folder = self._settings, self._settings.own_folder
+        check_root(settings, known)
         try:
             _make(folder, os.path.dirname(folder))
             self._lock = os.open(
@@ -95,27 +198,33 @@ class OwnFolder:
                 self._token = read_token(settings.token_file)
             except FileNotFoundError:
                 self._token = self._make_token(settings.token_file)
+            # Once more: it may have been unmounted meanwhile.
+            marks = check_root(settings, known)
+            self.mark = marks[0] if marks else self._make_mark()
         except BaseException:
             self.release()
             raise
 
     def _make_token(self, path: str) -> str:
         token = self._new_token()
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-        # Renamed when it is whole: a crash must not leave an empty file that stops every start.
-        new = f"{path}.new"
         try:
-            handle = os.open(new, flags, 0o600)
-            try:
-                os.fchmod(handle, 0o600)
-                os.write(handle, f"{token}\n".encode("ascii"))
-                os.fsync(handle)
-            finally:
-                os.close(handle)
-            os.rename(new, path)
+            _write(path, f"{token}\n")
         except OSError as error:
             raise SettingsError("root", f"cannot be written ({error.strerror}): {path}") from error
         return token
+
+    def _make_mark(self) -> str | None:
+        mark, path = self._new_token(), self._settings.mark_file
+        try:
+            _write_mark(self._settings, mark)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                why = f"cannot be written ({error.strerror}): {path}"
+                raise SettingsError("root", why) from error
+            # Only who runs can free room.
+            self._log.warn("no room for {path}; the next start tries again", path=path)
+            return None
+        return mark
 
     def is_token(self, token: str) -> bool:
         """Whether this is the control token; takes the same time for every wrong one."""

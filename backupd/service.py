@@ -340,7 +340,7 @@ class BackupService(Service):
 
         Raises `SettingsError` or another `BackupdError`, and has then let go of everything.
         """
-        self.own.claim()
+        self.own.claim(self.ledger.remembered())
         try:
             self.storage.prepare()
             self.peers.load()
@@ -348,7 +348,7 @@ class BackupService(Service):
                 self._listening.start(self.site, anywhere=self.peers.closed)
                 self.links.base = self._listening.base
             # The last step: closing it takes threads, which do not run yet.
-            self.ledger.open()
+            self.ledger.open(self.own.mark)
         except BaseException:
             self._listening.give_up()
             self.own.release()

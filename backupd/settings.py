@@ -99,6 +99,11 @@ class Settings:
         return os.path.join(self.own_folder, "audit.jsonl")
 
     @property
+    def mark_file(self) -> str:
+        """Where the mark lies by which the ledger knows the root."""
+        return os.path.join(self.own_folder, "root-mark")
+
+    @property
     def token_file(self) -> str:
         """Where the control token lies."""
         return os.path.join(self.own_folder, "control-token")

@@ -31,7 +31,11 @@ def test_first_start(tmp_path: Path, token_file: Path) -> None:
     assert token_file.read_text() == f"{TOKEN}\n"
     assert stat.S_IMODE(token_file.stat().st_mode) == 0o600
     assert stat.S_IMODE(token_file.parent.stat().st_mode) == 0o700
-    assert {path.name for path in token_file.parent.iterdir()} == {"control-token", "lock"}
+    assert {path.name for path in token_file.parent.iterdir()} == {
+        "control-token",
+        "lock",
+        "root-mark",
+    }
     folder.release()
 
 

@@ -493,7 +493,7 @@ class PrepareTests(ServiceCase):
     def test_no_ledger(self) -> None:
         """A ledger that cannot be opened: the ports are free again."""
 
-        def too_new() -> None:
+        def too_new(root: str | None) -> None:
             raise LedgerTooNew("9999")
 
         class Port:

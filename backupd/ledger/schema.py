@@ -19,6 +19,7 @@ from sqlalchemy import (
 __all__ = [
     "backups",
     "entries",
+    "facts",
     "lines",
     "metadata",
     "repairs",
@@ -188,6 +189,13 @@ times = Table(
     metadata,
     Column("name", Text, primary_key=True),
     Column("at", Double, nullable=False),
+)
+
+facts = Table(
+    "facts",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("value", Text, nullable=False),
 )
 
 repairs = Table(

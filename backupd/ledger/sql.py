@@ -7,15 +7,12 @@ counted anew at every start: nobody else writes.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from sqlalchemy import Connection, Engine, create_engine, event
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.pool import NullPool, StaticPool
+from sqlalchemy import Connection, Engine
+from sqlalchemy.engine import make_url
 from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -32,6 +29,7 @@ from backupd.interfaces import (
     OffThread,
     Outgoing,
     Pick,
+    Remembered,
     Repair,
     Retention,
     Room,
@@ -43,11 +41,12 @@ from backupd.ledger import (
     backup_table,
     entry_table,
     keeping_table,
+    opening,
     repair_table,
     request_table,
     time_table,
 )
-from backupd.ledger.batches import FROM_DATABASE, PUT_ASIDE, Batches, cause_of, is_broken
+from backupd.ledger.batches import FROM_DATABASE, Batches
 from backupd.ledger.known import Known
 from backupd.ledger.request_table import RequestTable, Sums
 from backupd.ledger.upgrade import upgrade
@@ -56,46 +55,6 @@ from backupd.requests import Ask, Backup, BackupRequest, Live, Pending, VideoId
 __all__ = ["SqlLedger"]
 
 T = TypeVar("T")
-
-_log = Logger()
-
-LOG = 6 * 1024**2
-"""Bytes of SQLite's log that are allocated beforehand; it is worked off at 4 MiB."""
-
-
-def _set_aside(path: str) -> None:
-    """Allocate the log's blocks, so that a disk that others fill does not keep it from growing.
-
-    What frees room has to be recorded too. Beyond what SQLite has written it reads as zeros, which
-    are no part of a log.
-    """
-    try:
-        handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        try:
-            os.posix_fallocate(handle, 0, LOG)
-        finally:
-            os.close(handle)
-    except OSError as error:
-        _log.warn("no room could be set aside for the log of the ledger: {why}", why=error.strerror)
-
-
-def _engine(url: URL, *, in_memory: bool) -> Engine:
-    pool = StaticPool if in_memory else NullPool
-    engine = create_engine(url, poolclass=pool, connect_args={"check_same_thread": False})
-
-    @event.listens_for(engine, "connect")
-    def prepare(connection: Any, _: object) -> None:
-        # FULL: a commit is on the disk when it returns, also in WAL mode. What only serves to undo
-        # a step stays in memory: a full /var/tmp must not stop the ledger.
-        for pragma in (
-            "journal_mode=WAL",
-            "synchronous=FULL",
-            "temp_store=MEMORY",
-            "busy_timeout=5000",
-        ):
-            connection.execute(f"PRAGMA {pragma}")
-
-    return engine
 
 
 @implementer(ILedger)
@@ -111,7 +70,7 @@ class SqlLedger:
         self, url: str, *, write_off: OffThread, read_off: OffThread, footprint: int = 0
     ) -> None:
         self._url = make_url(url)
-        self._in_memory = self._url.database in (None, "", ":memory:")
+        self._in_memory = opening.file_of(self._url) is None
         self._read_off = write_off if self._in_memory else read_off
         self._engine: Engine | None = None
         self._writer: Connection | None = None
@@ -127,30 +86,28 @@ class SqlLedger:
     @property
     def file(self) -> str | None:
         """The path of the ledger's file, None when it is in memory."""
-        return None if self._in_memory else self._url.database
+        return opening.file_of(self._url)
 
     # -- opening and closing ----------------------------------------------------------------------
 
-    def open(self) -> None:
-        try:
-            self._engine = _engine(self._url, in_memory=self._in_memory)
+    def remembered(self) -> Remembered:
+        return opening.remembered(self._url)
+
+    def open(self, root: str | None = None) -> None:
+        with opening.guarded(self._url):
+            self._engine = opening.make_engine(self._url, in_memory=self._in_memory)
             with self._engine.begin() as connection:
                 upgrade(connection)
+                if root is not None:
+                    opening.note_root(connection, root)
             plain = self._engine.execution_options(isolation_level="AUTOCOMMIT")
             self._writer = plain.connect()
             self._reader = self._writer if self._in_memory else plain.connect()
             self._requests.recount(self._writer)
             if not self._in_memory:
                 # Reading has made the log, if it was not there.
-                _set_aside(f"{self._url.database}-wal")
+                opening.set_aside(f"{self._url.database}-wal")
             self._committed = replace(self._requests.sums)
-        except (SQLAlchemyError, UnicodeError) as error:
-            # UnicodeError: what SQLite complains of is named by bytes from the file.
-            cause = cause_of(error)
-            advice = f" {PUT_ASIDE}" if is_broken(error) else ""
-            raise LedgerFailed(
-                f"The ledger {self._url.render_as_string()} could not be opened: {cause}.{advice}"
-            ) from error
 
     def close(self) -> Deferred[None]:
         def shut(_: object) -> Deferred[None]:

@@ -28,17 +28,15 @@ from backupd.interfaces import Damaged, Found, IStorage, IStored, IUpload, IVolu
 from backupd.requests import Backup, VideoId, video_key
 from backupd.storage import names, sidecar
 from backupd.storage.files import DiskStored, DiskUpload, doing, write_all
-from backupd.storage.names import SIDECAR, is_component
+from backupd.storage.names import INCOMING, PRIVATE, SIDECAR, is_component
 from backupd.storage.page_cache import Rooms
 from backupd.storage.shared import Shared
 from backupd.storage.system import SYSTEM
 
 __all__ = ["DiskStorage"]
 
-_PRIVATE = ".backupd"
-_INCOMING = (_PRIVATE, "incoming")
 _NEW_SIDECAR = f".{SIDECAR}.new"
-_NOT_PEERS = frozenset({_PRIVATE, "lost+found"})
+_NOT_PEERS = frozenset({PRIVATE, "lost+found"})
 
 MAX_TOLD = 1000
 """So much at most is said of one backup's folder."""
@@ -72,12 +70,12 @@ class DiskStorage:
         # empty, a folder that another is about to use.
         self._folders = Lock()
         self._rooms = Rooms()
-        self._sync_incoming = Shared(lambda: self._sync_folder(*_INCOMING))
+        self._sync_incoming = Shared(lambda: self._sync_folder(*INCOMING))
 
     def prepare(self) -> None:
         with doing("make the root folder"):
             self._make_root(self._root)
-        self._make_folder(*_INCOMING)
+        self._make_folder(*INCOMING)
 
     def free(self) -> int:
         with doing("ask for the room on the volume"):
@@ -118,7 +116,7 @@ class DiskStorage:
             if there:
                 self._fs.rename(old, new)
             # Also when an earlier try got as far as here: it may not have got any further.
-            self._sync_folder(*_INCOMING)
+            self._sync_folder(*INCOMING)
 
     def discard(self, upload_id: str) -> None:
         path = self._incoming(upload_id)
@@ -126,12 +124,12 @@ class DiskStorage:
             self._unlink(path)
 
     def uploads(self) -> dict[str, int]:
-        if not self._is_there(*_INCOMING):
+        if not self._is_there(*INCOMING):
             return {}
         found: dict[str, int] = {}
         with (
             doing("list the unfinished uploads"),
-            self._fs.scandir(self._path(*_INCOMING)) as entries,
+            self._fs.scandir(self._path(*INCOMING)) as entries,
         ):
             for entry in entries:
                 if _ID.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
@@ -350,9 +348,9 @@ class DiskStorage:
         return os.path.join(self._root, *parts)
 
     def _incoming(self, upload_id: str) -> str:
-        path = self._path(*_INCOMING, _checked(upload_id))
-        if not self._is_there(*_INCOMING):
-            raise StorageFailed(f"The folder {'/'.join(_INCOMING)} is gone; is the volume mounted?")
+        path = self._path(*INCOMING, _checked(upload_id))
+        if not self._is_there(*INCOMING):
+            raise StorageFailed(f"The folder {'/'.join(INCOMING)} is gone; is the volume mounted?")
         return path
 
     def _parts(self, backup: Backup) -> tuple[str, ...]:

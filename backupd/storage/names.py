@@ -9,13 +9,27 @@ from hashlib import sha256
 
 from backupd.requests import VideoId, video_key
 
-__all__ = ["MAX_BYTES", "SIDECAR", "file_name", "folder_name", "is_component"]
+__all__ = [
+    "INCOMING",
+    "MAX_BYTES",
+    "PRIVATE",
+    "SIDECAR",
+    "file_name",
+    "folder_name",
+    "is_component",
+]
 
 MAX_BYTES = 200
 """The longest name made here, in bytes of UTF-8; file systems take 255."""
 
 SIDECAR = "backup.json"
 """The name of the description that lies beside a backup's file."""
+
+PRIVATE = ".backupd"
+"""The folder under the root that holds no backups."""
+
+INCOMING = (PRIVATE, "incoming")
+"""Where unfinished uploads lie, each under its id."""
 
 _MARK = "~"
 _MARK_DIGITS = 12

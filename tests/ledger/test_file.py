@@ -15,8 +15,9 @@ from sqlalchemy import create_engine, text
 from twisted.internet.defer import Deferred
 
 from backupd.errors import LedgerFailed, LedgerTooNew
+from backupd.ledger.opening import LOG
 from backupd.ledger.schema import metadata
-from backupd.ledger.sql import LOG, SqlLedger
+from backupd.ledger.sql import SqlLedger
 from backupd.ledger.upgrade import upgrade
 from backupd.requests import lapsed
 from backupd.settings import Settings

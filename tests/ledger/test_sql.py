@@ -9,6 +9,7 @@ from shutil import rmtree
 from twisted.trial.unittest import SynchronousTestCase
 
 from backupd.ledger.sql import SqlLedger
+from tests.conformance import ledger_roots
 from tests.conformance.ledger import make_ledger_tests
 from tests.ledger.offs import at_once
 
@@ -34,5 +35,5 @@ class InMemoryTests(make_ledger_tests(_in_memory)):  # type: ignore[misc]
     """`SqlLedger` in memory is an `ILedger`."""
 
 
-class FileTests(make_ledger_tests(_in_a_file)):  # type: ignore[misc]
+class FileTests(make_ledger_tests(_in_a_file), ledger_roots.RootTests):  # type: ignore[misc]
     """`SqlLedger` in a file, with a connection for readers, is an `ILedger`."""

@@ -73,6 +73,7 @@ class Books(KeptBooks, SentBooks):
         KeptBooks.__init__(self, self._number)
         SentBooks.__init__(self, self._number)
         self.footprint = footprint
+        self.root: str | None = None
         self.changed: list[BackupRequest] = []
         self._seq = 0
         self._turn = 0

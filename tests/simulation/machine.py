@@ -11,7 +11,7 @@ from sqlalchemy import Connection, NullPool, create_engine
 from twisted.internet.defer import Deferred
 
 from backupd.errors import LedgerFailed
-from backupd.interfaces import ILedger
+from backupd.interfaces import ILedger, Remembered
 from backupd.ledger import backup_table, entry_table, request_table
 from backupd.ledger.sql import SqlLedger
 from backupd.own_folder import OwnFolder
@@ -60,7 +60,7 @@ class _Own(OwnFolder):
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings, lambda: CONTROL)
 
-    def claim(self) -> None:
+    def claim(self, known: Remembered = Remembered()) -> None:  # noqa: B008 - frozen
         self._token = CONTROL
 
     def free(self) -> int:

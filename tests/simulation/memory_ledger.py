@@ -20,6 +20,7 @@ from backupd.interfaces import (
     OffThread,
     Outgoing,
     Pick,
+    Remembered,
     Repair,
     Retention,
     Room,
@@ -50,7 +51,18 @@ class MemoryLedger:
         self._watchers: list[Callable[[BackupRequest], None]] = []
         self._failing: str | None = None
 
-    def open(self) -> None:
+    def remembered(self) -> Remembered:
+        books = self._books
+        if books.root is not None:
+            return Remembered(books.root)
+        return Remembered(
+            None,
+            tuple(one.folder for _, one in books.backups.values()),
+            tuple(one.upload_id for _, one in books.uploads.values() if one.offset),
+        )
+
+    def open(self, root: str | None = None) -> None:
+        self._books.root = root or self._books.root
         self._open = True
         self._totals = self._books.totals()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.conformance import ledger_roots
 from tests.conformance.ledger import make_ledger_tests
 from tests.ledger.offs import at_once
 from tests.simulation.books import Books
@@ -17,5 +18,5 @@ def _opened(test: SynchronousTestCase) -> MemoryLedger:
     return ledger
 
 
-class MemoryLedgerTests(make_ledger_tests(_opened)):  # type: ignore[misc]
+class MemoryLedgerTests(make_ledger_tests(_opened), ledger_roots.RootTests):  # type: ignore[misc]
     """`MemoryLedger` is an `ILedger`."""
