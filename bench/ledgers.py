@@ -81,9 +81,11 @@ def wait(path: Path, pending: int, due_at: float) -> None:
 
 
 def keep(path: Path, kept: int) -> None:
-    """Bring the ledger to ``kept`` backups, verified a moment ago."""
+    """Bring the ledger to ``kept`` backups, verified a moment ago; their files are not there."""
     now = time.time()
     ledger = opened(path)
+    # A ledger that knows no mark would miss the files, and refuse to start.
+    (path.parent / "root-mark").write_text("bench\n")
     first = Backup(
         backup_id="0" * 32,
         request_id="id-0",

@@ -128,6 +128,28 @@ def test_the_receivers_disk_dies(tmp_path: Path, videos: Path) -> None:
         assert last.code == 0, last.out
 
 
+def test_the_disk_dies_and_the_ledger_does_not(tmp_path: Path, videos: Path) -> None:
+    """Nothing of it could be saved; once that is said, the sender brings everything."""
+    other = tmp_path / "other-disk"
+    other.mkdir()
+    ledger = f"sqlite:///{other}/ledger.sqlite3"
+    with Server(tmp_path, "server-a", ledger=ledger) as a, Server(tmp_path, "server-b") as b:
+        pair(a, b)
+        send(b, videos)
+        a.kill()
+        shutil.rmtree(a.root)
+        a.root.mkdir()
+        with pytest.raises(AssertionError, match="has lost its mark"):
+            a.start()
+        operator = Operator(tmp_path, a=a, b=b)
+        operator.left.add("backupctl verify")  # they are lost
+        operator.follow("The receiver's disk dies, and the ledger lies on another")
+        wait_until(lambda: kept(a) == WELL, "all are there again", 60)
+        assert files(a) == RIGHT
+        last = a.ctl("doctor")
+        assert last.code == 0, last.out
+
+
 def test_the_ledger_dies(tmp_path: Path, videos: Path) -> None:
     """What is left of it is no ledger; everything is listed, verified, and can be added to."""
     with Server(tmp_path, "server-a") as a, Server(tmp_path, "server-b") as b:
