@@ -110,7 +110,7 @@ def test_a_ledger_of_an_older_version(tmp_path: Path) -> None:
     path = tmp_path / "ledger"
     engine = create_engine(f"sqlite:///{path}")
     with engine.begin() as connection:
-        upgrade(connection, "0007")
+        upgrade(connection, "0008")
     engine.dispose()
     assert remembered(f"sqlite:///{path}") == NOTHING
     with closing(sqlite3.connect(path)) as plain, plain:
