@@ -18,12 +18,21 @@ def unsent(transport: object) -> int:
     Where the one passes bytes on to the other, nothing has been taken by the network: only their
     sum tells. Below TLS these are the bytes of TLS.
     """
+    waiting = 0
     while isinstance(transport, ProtocolWrapper):
+        waiting += _held(transport)
         transport = transport.transport
     if not isinstance(transport, FileDescriptor):
         return 0
-    waiting = len(transport.dataBuffer) - transport.offset + transport._tempDataLen
+    waiting += len(transport.dataBuffer) - transport.offset + transport._tempDataLen
     return waiting + _unacknowledged(transport.fileno())
+
+
+def _held(wrapper: ProtocolWrapper) -> int:
+    """Bytes that TLS keeps to itself: small ones for a turn, all until its handshake is over."""
+    inner = vars(wrapper)
+    small = getattr(inner.get("_aggregator"), "_buffer", ())
+    return sum(len(data) for data in (*small, *inner.get("_appSendBuffer", ())))
 
 
 def _unacknowledged(descriptor: int) -> int:

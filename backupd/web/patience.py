@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from twisted.internet.interfaces import IReactorTime
 
+from backupd.peer.unsent import unsent
 from backupd.web.body import Body
 
-__all__ = ["PATIENT", "BodyRate", "Patience"]
+__all__ = ["PATIENT", "BodyRate", "Patience", "TakeRate"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,3 +85,51 @@ class BodyRate:
             return
         self._before += came
         self._look = self._clock.callLater(self._patience.over, self._check)
+
+
+class TakeRate:
+    """Looks whether a client takes at least ``least`` bytes of an answer in ``over`` seconds.
+
+    What it takes is what leaves the transport's buffer and the kernel's: a block that was written
+    at once may be longer than what it has to take in that time.
+    """
+
+    def __init__(
+        self,
+        transport: Any,
+        clock: IReactorTime,
+        *,
+        over: float,
+        least: float,
+        too_slow: Callable[[], None],
+    ) -> None:
+        self._transport = transport
+        self._over = over
+        self._least = least
+        self._too_slow = too_slow
+        self._passed = 0
+        self._before = unsent(transport)
+        self._clock = clock
+        self._look = clock.callLater(over, self._check)
+
+    def passed(self, count: int) -> None:
+        """So many bytes went past the transport's buffer, straight to the kernel."""
+        self._passed += count
+        if self._passed >= self._least:
+            self._begin_anew()
+            self._look.reset(self._over)
+
+    def end(self) -> None:
+        """Nothing is looked at any more."""
+        if self._look.active():
+            self._look.cancel()
+
+    def _begin_anew(self) -> None:
+        self._passed, self._before = 0, unsent(self._transport)
+
+    def _check(self) -> None:
+        if self._before + self._passed - unsent(self._transport) < self._least:
+            self._too_slow()
+        else:
+            self._begin_anew()
+            self._look = self._clock.callLater(self._over, self._check)

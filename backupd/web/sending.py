@@ -14,6 +14,7 @@ from zope.interface import implementer
 from backupd.bandwidth import Pace
 from backupd.errors import BackupdError, StorageFailed, UploadCut
 from backupd.interfaces import IStored, IWindowed, OffThread, Window
+from backupd.web.patience import TakeRate
 from backupd.web.sendfile import send_window, takes_windows
 from backupd.web.site import StreamingRequest
 
@@ -63,8 +64,6 @@ class Valve:
         self._request = request
         site = request.channel.site
         self._clock: IReactorTime = site.reactor
-        self._patience = site.timeOut or 60.0
-        self._least = max(1.0, site.patience.min_rate * self._patience)
         self._waiting: Deferred[None] | None = None
         self._sending: Deferred[int] | None = None
         self._paused = False
@@ -102,10 +101,9 @@ class Valve:
         """Raises `UploadCut` when the client is gone, or takes nothing any more."""
         if self._paused and not self._stopped:
             self._waiting = Deferred()
-            late = self._clock.callLater(self._patience, self._give_up)
+            rate = self._watch()
             await self._waiting
-            if late.active():
-                late.cancel()
+            rate.end()
         self.check()
 
     async def send(self, window: Window, offset: int) -> int:
@@ -132,18 +130,9 @@ class Valve:
 
     async def _send(self, window: Window, offset: int) -> int:
         self.check()
-        late = self._clock.callLater(self._patience, self._give_up)
-        taken = 0
-
-        def progress(count: int) -> None:
-            nonlocal taken
-            taken += count
-            if taken >= self._least:
-                taken = 0
-                late.reset(self._patience)
-
+        rate = self._watch()
         transport = self._request.channel.transport
-        self._sending = send_window(transport, window, offset, progress)
+        self._sending = send_window(transport, window, offset, rate.passed)
         try:
             return await self._sending
         except CancelledError:
@@ -151,8 +140,14 @@ class Valve:
             raise
         finally:
             self._sending = None
-            if late.active():
-                late.cancel()
+            rate.end()
+
+    def _watch(self) -> TakeRate:
+        channel = self._request.channel
+        over, least = channel.site.to_take
+        return TakeRate(
+            channel.transport, self._clock, over=over, least=least, too_slow=self._give_up
+        )
 
 
 class Sender:

@@ -31,6 +31,7 @@ from twisted.web.http import HTTPChannel
 from twisted.web.resource import IResource
 from twisted.web.server import Request, Site
 
+from backupd.peer.unsent import unsent
 from backupd.trust.caller import STRANGER, Caller
 from backupd.web.body import Body
 from backupd.web.connections import Connections
@@ -164,6 +165,7 @@ class _Channel(HTTPChannel):
     _waiting = True
     _gone = False
     _untaken: StreamingRequest | None = None
+    _unsent = 0
 
     # -- what the transport calls -----------------------------------------------------------------
 
@@ -236,6 +238,13 @@ class _Channel(HTTPChannel):
             self._cancel_abort()
             self.requestDone(untaken)
 
+    def timeoutConnection(self) -> None:
+        """Silent for too long; unless it is still taking the answer that it waits for."""
+        if unsent(self.transport) and self._takes():
+            self.setTimeout(self.site.timeOut)
+        else:
+            super().timeoutConnection()
+
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The connection is gone."""
         self._gone = True
@@ -304,11 +313,12 @@ class _Channel(HTTPChannel):
             if self._waitingForTransport and self.persistent:
                 # Its answers would pile up: the next one is begun when this one has been taken.
                 self._untaken = request
-                self._abortingCall = self.callLater(self.site.timeOut, self.forceAbortClient)
+                self._watch_taking()
                 return
             if not self.persistent and self._abortingCall is None:
                 # A client that does not take the rest of it must not keep the connection for ever.
-                self._abortingCall = self.callLater(self.site.timeOut, self.forceAbortClient)
+                self._watch_taking()
+            self._unsent = unsent(self.transport)
             super().requestDone(request)
             if self.line_mode and not self._receivedHeaderSize and not self._buffer:
                 self._waiting = True
@@ -445,6 +455,21 @@ class _Channel(HTTPChannel):
         if rate is not None:
             rate.end()
 
+    def _watch_taking(self) -> None:
+        """Abort, unless the rest of an answer is taken as fast as its beginning had to be."""
+        self._unsent = unsent(self.transport)
+        self._abortingCall = self.callLater(self.site.to_take[0], self._check_taking)
+
+    def _check_taking(self) -> None:
+        if self._takes():
+            self._watch_taking()
+        else:
+            self.forceAbortClient()
+
+    def _takes(self) -> bool:
+        before, self._unsent = self._unsent, unsent(self.transport)
+        return before - self._unsent >= self.site.to_take[1]
+
     def _cancel_abort(self) -> None:
         call, self._abortingCall = self._abortingCall, None
         if call is not None and call.active():
@@ -534,6 +559,12 @@ class BackupSite(Site):
         if self.reactor.seconds() - self.asked_at > ASKING:
             return sys.maxsize
         return max(LEAST_SHARE, TURN // max(1, self.streaming))
+
+    @property
+    def to_take(self) -> tuple[float, float]:
+        """In so many seconds a client must take so many bytes of an answer, or be cut."""
+        seconds = self.timeOut or 60.0
+        return seconds, max(1.0, self.patience.min_rate * seconds)
 
     def acceptableProtocols(self) -> list[bytes]:
         """HTTP/1.1 and nothing else."""

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import socket
-from typing import Any, cast
+from typing import Any
 
 import pytest
-from twisted.internet.abstract import FileDescriptor
 from twisted.internet.protocol import Factory
 from twisted.internet.ssl import optionsForClientTLS
 from twisted.internet.testing import MemoryReactorClock
@@ -17,37 +16,10 @@ from backupd.peer.exchange import LOOK, NO_ANSWER, SILENCE, Exchange
 from backupd.peer.unsent import unsent
 from tests.outcomes import pending, result_of
 from tests.peer.test_exchange import OK, Body
+from tests.slow_link import Link
 
 SLICE = 2 * 1024 * 1024
 """What a fast link gets at a time."""
-
-
-class Link(FileDescriptor):
-    """A transport with Twisted's own buffer, and a network that takes what the test says."""
-
-    connected = 1
-
-    def __init__(self, reactor: MemoryReactorClock) -> None:
-        super().__init__(cast(Any, reactor))
-        self._room = 0
-
-    def writeSomeData(self, data: bytes) -> int:
-        taken = min(len(data), self._room)
-        self._room -= taken
-        return taken
-
-    def take(self, count: int) -> None:
-        self._room = count
-        cast(Any, self).doWrite()
-
-    def abortConnection(self) -> None:
-        self.disconnecting = True
-
-    def setTcpNoDelay(self, enabled: bool) -> None:
-        """Nothing to do, nor below."""
-
-    def setTcpKeepAlive(self, enabled: bool) -> None:
-        pass
 
 
 class Slow:
@@ -58,7 +30,7 @@ class Slow:
         self.body = Body()
         self.exchange = Exchange(b"head", self.body, self.reactor, "http://a:1")
         self.replied = self.exchange.replied
-        self.link = Link(self.reactor)
+        self.link = Link()
         protocol: Any = self.exchange
         if tls:
             options = optionsForClientTLS("a.example")
@@ -66,8 +38,11 @@ class Slow:
             factory = TLSMemoryBIOFactory(options, True, inner, self.reactor)
             protocol = factory.buildProtocol(None)
         protocol.makeConnection(self.link)
+        self.write(bytes(SLICE))
+
+    def write(self, data: bytes) -> None:
         assert self.body.consumer is not None
-        self.body.consumer.write(bytes(SLICE))
+        self.body.consumer.write(data)
 
     def wait(self, seconds: float) -> None:
         for _ in range(int(seconds)):
@@ -87,6 +62,20 @@ def test_a_link_that_takes_a_byte_a_minute_lives(tls: bool) -> None:
     with pytest.raises(PeerFailed, match="took no byte for 60 s"):
         result_of(slow.replied)
     assert slow.reactor.getDelayedCalls() == []
+
+
+def test_what_tls_keeps_to_itself_counts() -> None:
+    """Until its handshake is over, and small writes for a turn of the reactor."""
+    slow = Slow(tls=True)
+    slow.reactor.advance(0)
+    before = unsent(slow.exchange.transport)
+    assert before > SLICE
+    slow.write(bytes(100))
+    assert unsent(slow.exchange.transport) == before + 100
+    slow.reactor.advance(0)
+    assert unsent(slow.exchange.transport) == before + 100
+    slow.replied.addErrback(lambda _: None)
+    slow.replied.cancel()
 
 
 def test_what_the_body_adds_is_no_sign_that_bytes_left() -> None:
@@ -138,7 +127,7 @@ def test_what_lies_in_the_kernel_has_not_been_taken() -> None:
         near = socket.create_connection(listening.getsockname())
         far, _ = listening.accept()
     with near, far:
-        link = Link(MemoryReactorClock())
+        link = Link()
         link.fileno = near.fileno  # type: ignore[method-assign]
         near.setblocking(False)
         sent = filled(near)
