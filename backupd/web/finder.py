@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 
 from backupd.errors import AlreadyStored, Ambiguous, NoSuchRequest
+from backupd.interfaces import Upload
 from backupd.requests import (
     BackupRequest,
     Cancelled,
@@ -17,7 +18,7 @@ from backupd.requests import (
     live,
 )
 from backupd.service import BackupService
-from backupd.trust.caller import STRANGER, Caller
+from backupd.trust.caller import Caller
 
 __all__ = ["Finder", "uploadable"]
 
@@ -33,29 +34,47 @@ class Finder:
     def __init__(self, service: BackupService) -> None:
         self._service = service
 
-    async def by_capability(self, capability: str, caller: Caller = STRANGER) -> BackupRequest:
+    async def by_capability(
+        self, capability: str, caller: Caller, *, again: bool = False
+    ) -> BackupRequest:
         """Raises `NoSuchRequest`, also when it ended too long ago, and `TooManyRequests`.
+
+        ``again`` is a second look on behalf of the same call, which has been counted.
+        """
+        request = await self._service.ledger.by_capability(capability)
+        if not hmac.compare_digest(request.ask.capability.encode(), capability.encode()):
+            raise NoSuchRequest(NO_REQUEST)
+        self._let_in(request, caller, again)
+        return self._remembered(request)
+
+    async def by_part(
+        self, token: str, caller: Caller, *, again: bool = False
+    ) -> tuple[BackupRequest, Upload] | None:
+        """A part of a direct upload, and whose it is by now; None when there is none.
+
+        Raises as `by_capability` does.
+        """
+        try:
+            part = await self._service.ledger.upload_by_token(token)
+        except NoSuchRequest:
+            return None
+        request = await self._service.ledger.request(part.request_id)
+        self._let_in(request, caller, again)
+        return request, part
+
+    def _let_in(self, request: BackupRequest, caller: Caller, again: bool) -> None:
+        """Raises `NoSuchRequest` when its peer was revoked, and `TooManyRequests`.
 
         A capability is enough; but a peer that shows its token besides does not use another's.
         """
-        request = await self._service.ledger.by_capability(capability)
-        if not hmac.compare_digest(request.ask.capability.encode(), capability.encode()) or (
-            caller.peer is not None and not caller.sees(request.ask.peer)
+        owner = self._service.peers.find(request.ask.peer)
+        if (caller.peer is not None and not caller.sees(request.ask.peer)) or (
+            owner is not None and owner.state == "revoked"
         ):
             raise NoSuchRequest(NO_REQUEST)
-        self.still_in(request)
         # With a token the guard has counted it.
-        owner = self._service.peers.find(request.ask.peer)
-        if owner is not None and caller.peer is None and not caller.operates:
+        if owner is not None and caller.peer is None and not (caller.operates or again):
             self._service.rates.take(owner)
-        return self._remembered(request)
-
-    def still_in(self, request: BackupRequest) -> BackupRequest:
-        """Raises `NoSuchRequest` when its peer was revoked."""
-        peer = self._service.peers.find(request.ask.peer)
-        if peer is not None and peer.state == "revoked":
-            raise NoSuchRequest(NO_REQUEST)
-        return request
 
     async def by_video(self, video: VideoId, caller: Caller) -> BackupRequest:
         """The one live request for a video, else the last that ended. Raises `Ambiguous`."""

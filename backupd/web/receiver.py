@@ -167,7 +167,7 @@ def _receive(api: Api) -> None:
         newest = await service.intake.newest(target.ask.request_id)
         if newest is not None:
             await shielded(service.intake.transfers.make_way_if_silent(newest.upload_id))
-            target = uploadable(await find.by_capability(capability, request.caller))
+            target = uploadable(await find.by_capability(capability, request.caller, again=True))
         return write(request, Answer(None, 200, await _standing(service, target)))
 
     async def patch(request: StreamingRequest, capability: str) -> bytes:

@@ -12,7 +12,6 @@ from backupd.errors import (
     DigestMismatch,
     Forbidden,
     Invalid,
-    NoSuchRequest,
     NoSuchUpload,
     Over,
     UnsupportedMedia,
@@ -25,7 +24,7 @@ from backupd.receiver.transfer import Outcome
 from backupd.requests import Ask, BackupRequest, Cancelled, Live, Received, Stored, Storing
 from backupd.service import BackupService
 from backupd.sizes import MAX_SIZE, format_size
-from backupd.trust.caller import STRANGER
+from backupd.trust.caller import STRANGER, Caller
 from backupd.waiting import shielded
 from backupd.web.cors import preflight
 from backupd.web.digests import digests
@@ -80,16 +79,19 @@ def routes(api: Api) -> None:
     service = api.service
     find = Finder(service)
 
-    async def on_link(capability: str, upload_id: str) -> tuple[Live, Upload]:
-        request = uploadable(await find.by_capability(capability))
+    async def on_link(
+        caller: Caller, capability: str, upload_id: str, *, again: bool = False
+    ) -> tuple[Live, Upload]:
+        request = uploadable(await find.by_capability(capability, caller, again=again))
         return request, await service.resources.find(request.ask.request_id, upload_id)
 
-    async def direct(token: str) -> tuple[BackupRequest, Upload | None]:
-        try:
-            upload = await service.ledger.upload_by_token(token)
-            return find.still_in(await service.ledger.request(upload.request_id)), upload
-        except NoSuchRequest:
-            request = await find.by_capability(token)
+    async def direct(
+        caller: Caller, token: str, *, again: bool = False
+    ) -> tuple[BackupRequest, Upload | None]:
+        part = await find.by_part(token, caller, again=again)
+        if part is not None:
+            return part
+        request = await find.by_capability(token, caller, again=again)
         if not request.ask.direct:
             raise NoSuchUpload("This link belongs to no upload.")
         if not isinstance(request, Live):
@@ -162,7 +164,7 @@ async def create_on_link(
     return await _created(service, request, alive, upload, location)
 
 
-Find = Callable[[str], Awaitable[tuple[BackupRequest, Upload | None]]]
+Find = Callable[[Caller, str], Awaitable[tuple[BackupRequest, Upload | None]]]
 
 
 async def _create_direct(service: BackupService, find: Find, request: StreamingRequest) -> bytes:
@@ -193,7 +195,7 @@ async def _join_direct(
 ) -> bytes:
     """What joins parts that were reserved one by one."""
     video = _video(creation)
-    found = [await find(_last(url, "uploads/")) for url in creation.parts]
+    found = [await find(request.caller, _last(url, "uploads/")) for url in creation.parts]
     parts = []
     for owner, part in found:
         if owner.ask.peer != _peer(request):
@@ -371,18 +373,21 @@ async def _joined_before(
 
 
 def _resource(api: Api, url: str, find: Callable[..., Awaitable[tuple[Any, Any]]]) -> None:
-    """HEAD, PATCH and DELETE of the upload that ``find`` finds by what is in the URL."""
+    """HEAD, PATCH and DELETE of the upload that ``find`` finds for a caller by what is in the URL.
+
+    It counts as a request of its peer unless it is to look ``again``.
+    """
     service = api.service
 
     async def head(request: StreamingRequest, **parts: str) -> bytes:
-        alive, upload = await find(**parts)
+        alive, upload = await find(request.caller, **parts)
         if upload is not None:
             await shielded(service.intake.transfers.make_way_if_silent(upload.upload_id))
             if isinstance(alive, Received | Storing):
                 # It was whole, and then the disk failed, or we were stopped. Whoever hears that
                 # every byte is here asks no more, so that is said once it is stored.
                 await shielded(service.keeper.keep_direct(alive.ask.request_id))
-            alive, upload = await find(**parts)
+            alive, upload = await find(request.caller, **parts, again=True)
         stands = _over(alive) if upload is None else standing(alive, upload)
         return write(request, Answer(None, 200, TUS | stands))
 
@@ -391,7 +396,7 @@ def _resource(api: Api, url: str, find: Callable[..., Awaitable[tuple[Any, Any]]
             raise UnsupportedMedia(f"PATCH takes {OFFSET}.")
         refuse_coding(request)
         offset, check = offset_of(request), body_check(request)
-        alive, upload = await find(**parts)
+        alive, upload = await find(request.caller, **parts)
         if upload is None:
             _gone(alive)
         if upload.parts:
@@ -402,7 +407,7 @@ def _resource(api: Api, url: str, find: Callable[..., Awaitable[tuple[Any, Any]]
         return write(request, Answer(None, 204, TUS | {"Upload-Offset": str(now)} | more))
 
     async def delete(request: StreamingRequest, **parts: str) -> bytes:
-        alive, upload = await find(**parts)
+        alive, upload = await find(request.caller, **parts)
         if upload is None:
             _gone(alive)
         await shielded(service.resources.terminate(upload))
