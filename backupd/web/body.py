@@ -147,7 +147,9 @@ class Body:
         reading = self.read()
         if reading.called:
             return await reading
-        late = self._clock.callLater(self._deadline - self._clock.seconds(), reading.cancel)
+        # A piece may be heard after the deadline, but before the timer.
+        left = max(0.0, self._deadline - self._clock.seconds())
+        late = self._clock.callLater(left, reading.cancel)
         try:
             return await reading
         except CancelledError:

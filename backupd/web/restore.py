@@ -72,6 +72,7 @@ def routes(api: Api) -> None:
         try:
             valve.check()
             parts, after = await _answer(service, request, backup, stored)
+            valve.check()
             await sender.send(request, stored, parts, valve)
             return after
         finally:

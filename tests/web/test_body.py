@@ -1,14 +1,18 @@
-"""A body read into the reader's own buffer: in memory, where the parser's pieces are copied."""
+"""A body read into the reader's own buffer: in memory, where the parser's pieces are copied; and a
+small body that trickles in."""
 
 # mypy: disable-error-code="no-untyped-call"
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
 
-from backupd.errors import UploadCut
-from backupd.web.body import HIGH_WATER, PATIENCE
+from backupd.errors import TooSlow, UploadCut
+from backupd.web.body import HIGH_WATER, PATIENCE, WHOLE
 from tests.web.connection import CONTINUE, SIZED, SiteCase
 
 
@@ -104,3 +108,34 @@ class ReadIntoTests(SiteCase):
         assert self.transport.value() == b""
         self.read_into().addErrback(lambda _: None)
         assert self.transport.value() == CONTINUE
+
+
+class Strict(Clock):
+    """A clock that takes no delay below zero, as no reactor does; ``late`` is what its timers are
+    behind the time when the network is listened to."""
+
+    late = 0.0
+
+    def seconds(self) -> float:
+        return super().seconds() + self.late
+
+    def callLater(self, delay: float, *rest: Any, **more: Any) -> Any:
+        assert delay >= 0
+        return super().callLater(delay, *rest, **more)
+
+
+class ReadAllTests(SiteCase):
+    def test_a_piece_that_is_heard_just_after_the_deadline(self) -> None:
+        """Before its timer is: it is too late all the same, and no defect."""
+        clock = Strict()
+        self.begin(SIZED % 12)
+        body = self.handlers.requests[-1].body
+        body._clock = clock
+        whole = Deferred.fromCoroutine(body.read_all(12))
+        self.send(b"abc")
+        clock.late = WHOLE + 0.01
+        self.send(b"def")
+        self.assertNoResult(whole)
+        clock.advance(0)
+        self.failureResultOf(whole, TooSlow)
+        assert clock.getDelayedCalls() == []

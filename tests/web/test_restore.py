@@ -211,6 +211,19 @@ class Abandoned(RestoreCase):
         self.step()
         assert (self.file.opened, self.file.closed) == (1, 1)
 
+    def test_while_its_range_is_digested(self) -> None:
+        """Nor a line in the log, which whoever leaves then could fill."""
+        self.held = []
+        self.send(GET % b"Range: bytes=0-9\r\nWant-Content-Digest: sha-256=1\r\n")
+        self.step()
+        self.cut()
+        assert len(self.held) == 1
+        with capturedLogs() as log:
+            self.step()
+            self.step()
+        assert (self.file.closed, self.held) == (1, [])
+        assert log == []
+
 
 class Stalled(RestoreCase):
     """A client that takes nothing is let go; one that is slow is not."""
