@@ -447,11 +447,16 @@ def abandoned(request: BackupRequest, *, reason: str, now: float) -> Failed:
 
 
 def expired(
-    request: BackupRequest, *, now: float, line_until: float | None = None, lease: float = 0.0
+    request: BackupRequest,
+    *,
+    now: float,
+    line_until: float | None = None,
+    lease: float = 0.0,
+    expiry: float = 0.0,
 ) -> BackupRequest:
-    """EXPIRED if its time is up, else as it was.
+    """EXPIRED if its time is up, ``expiry`` after its last byte or first offer; else as it was.
 
-    Who was given a turn just before has it for its lease, but not for more than ``lease`` seconds
+    Who was given a turn since then has it for its lease, but not for more than ``lease`` seconds
     beyond that time: until then bytes may come, and more time with them.
     ``line_until`` is when the time of everything in its line is up, for a request that was never
     offered because the offers to others in that line fail.
@@ -464,8 +469,10 @@ def expired(
         until = line_until
     if until is None or until > now:
         return alive
-    if isinstance(alive, Offered | Receiving) and now < min(alive.lease_until, until + lease):
-        return alive
+    if isinstance(alive, Offered | Receiving):
+        again = alive.lease_until - lease > until - expiry + 1.0
+        if again and now < min(alive.lease_until, until + lease):
+            return alive
     return ended(
         alive,
         Expired,

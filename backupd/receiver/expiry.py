@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
@@ -121,10 +123,9 @@ class Expiry:
             if isinstance(request, Offered | Receiving):
                 # Bytes that have come and are not durable yet give it new time.
                 await self._intake.lapse(request_id)
-            lease = self._settings.offer_lease
-            await self._intake.end(
-                request_id, lambda r: expired(r, now=now, line_until=until, lease=lease)
-            )
+            lease, expiry = self._settings.offer_lease, self._settings.upload_expiry
+            step = functools.partial(expired, now=now, line_until=until, lease=lease, expiry=expiry)
+            await self._intake.end(request_id, step)
         elif isinstance(request, Received):
             await self._keeper.keep_direct(request_id)
         elif isinstance(request, Offered | Receiving):

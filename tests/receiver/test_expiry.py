@@ -299,6 +299,19 @@ class ExpiryTests(WorldCase):
         self.world.sweep()
         self.check_expired(request_id)
 
+    def test_a_short_expiry_counts_from_the_last_byte(self) -> None:
+        """Also where it is shorter than the lease that came with that byte."""
+        world = self.make("short", {"upload_expiry": 20.0})
+        request_id = world.offered()
+        source = world.source(b"12", UploadCut("lost"))
+        self.raises(UploadCut, world.receive(request_id, source, 4))
+        self.clock.advance(19)
+        world.sweep()
+        assert world.state(request_id) == "RECEIVING"
+        self.clock.advance(1)
+        world.sweep()
+        self.check_expired(request_id, world)
+
     def test_bytes_at_the_last_moment(self) -> None:
         """With bytes that have come and are not durable yet it has a day more."""
         request_id = self.at_the_last_moment()
