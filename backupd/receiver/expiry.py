@@ -120,7 +120,7 @@ class Expiry:
         if isinstance(request, Storing):
             await self._keeper.roll_forward(request_id)
         elif until is not None and until <= now:
-            if isinstance(request, Offered | Receiving):
+            if isinstance(request, Offered | Receiving) and self._intake.transfers.of(request_id):
                 # Bytes that have come and are not durable yet give it new time.
                 await self._intake.lapse(request_id)
             lease, expiry = self._settings.offer_lease, self._settings.upload_expiry

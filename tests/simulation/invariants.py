@@ -99,6 +99,8 @@ class Watch:
         self._entries: dict[str, str] = {}
         self._cancelled: dict[str, None] = {}
         self._vanished: set[tuple[str, str]] = set()
+        self._by_link: set[str] = set()
+        """Requests that have had a turn by using their link."""
         self._taken: dict[str, None] = {}
 
     def had(self, request_id: str) -> int:
@@ -198,9 +200,13 @@ class Watch:
             self._history.outcome.states[state] += 1
             self._history.outcome.moves[f"{before or 'nothing'} -> {state}"] += 1
             begun = before == "PENDING" and state in ("OFFERED", "RECEIVING")
-            if begun and not request.ask.part:
-                # Whoever uses its link has its turn, whether it answers the offer or not.
+            again = state == "RECEIVING" and request_id in self._by_link
+            if begun and not (request.ask.part or again):
+                # Whoever uses its link has its turn, whether it answers the offer or not. What
+                # arrives wrong is sent again in that turn, as long as it does not answer.
                 self._fair.served(machine, request.ask.peer)
+            if begun and state == "RECEIVING":
+                self._by_link.add(request_id)
             if before in ("STORED", "EXPIRED", "CANCELLED", "FAILED"):
                 self._fail(machine, f"let {request_id} go from {before} to {state}")
         if not isinstance(request, Stored) and getattr(request, "tries", 0) >= MAX_TRIES:
