@@ -121,7 +121,7 @@ def check_root(settings: Settings, known: Remembered) -> list[str]:
     else:
         why = "has nothing of what the ledger lists"
     raise WrongRoot(
-        f"{why}; is the right volume mounted at {root}?",
+        f"{why} (is the right volume mounted at {root}?)",
         "mount it and start again; or, if that disk is lost or was replaced on purpose, say so "
         "by `backupctl accept-root`, and start then",
     )

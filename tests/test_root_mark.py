@@ -94,7 +94,7 @@ def test_a_root_without_its_mark_is_refused(roots: Roots) -> None:
     (roots.folder / "once" / ".backupd" / "root-mark").unlink()
     for name in ("not-there", "not/there/either", "empty", "once"):
         told = roots.refused(name, known)
-        assert told.startswith("root: has lost its mark; is the right volume mounted")
+        assert told.startswith("root: has lost its mark (is the right volume mounted")
         assert str(roots.folder / name) in told
         assert "mount it" in told
         assert "`backupctl accept-root`" in told
