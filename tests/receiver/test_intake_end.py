@@ -11,6 +11,7 @@ from backupd.errors import (
 from backupd.receiver import digests
 from backupd.receiver.digests import Digests
 from backupd.receiver.transfer import Outcome
+from backupd.requests import expired
 from backupd.waiting import go_on
 from tests.receiver.world import (
     ManualOff,
@@ -74,7 +75,7 @@ class EndTests(WorldCase):
         source = self.world.source(b"3")
         done = self.world.receive(request_id, source, 2, offset=2)
         self.clock.advance(2)
-        self.world.sweep()
+        now(self.world.intake.end(request_id, lambda r: expired(r, now=self.clock.seconds())))
         assert self.world.state(request_id) in ("RECEIVING", "PENDING")
         self.world.check_accounts()
         if not source.aborted:
