@@ -343,7 +343,8 @@ def accept_root() -> None:
         words = f"[green]✓[/green] {escape(root)} is the root from now on. Start backupd; then "
         words += "`backupctl verify` asks the senders for what is not there."
     else:
-        words = f"{escape(root)} is the root that the ledger knows: there is nothing to accept."
+        words = f"The ledger ({escape(settings.ledger_url)}) knows no other root than "
+        words += f"{escape(root)}: there is nothing to accept."
     console.print(words, highlight=False, soft_wrap=True)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import http.client
 import os
+import ssl
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,18 @@ from backupd.control import Api, ApiFailed, part
 from backupd.storage.names import file_name
 
 __all__ = ["fetch", "name_of", "sync_folder", "target_of"]
+
+
+_AGAIN = "Run the same again to go on from there."
+_ADVICE = {
+    errno.ENOSPC: f"Free some space there. {_AGAIN}",
+    errno.EDQUOT: f"Free some space there. {_AGAIN}",
+    errno.ENOENT: "Make its folder first, or give another -o.",
+    errno.ENOTDIR: "Make its folder first, or give another -o.",
+    errno.EACCES: "See to it that you may write there, or give another -o.",
+    errno.EROFS: "See to it that you may write there, or give another -o.",
+}
+"""What to do when it is the place that we write to."""
 
 
 def name_of(backup: Any) -> str:
@@ -55,12 +69,20 @@ def fetch(api: Api, backup: Any, partial: Path, done: Callable[[int], None]) -> 
             file.flush()
             os.fsync(file.fileno())
     except (OSError, http.client.HTTPException) as error:
-        raise ApiFailed(
-            f"{partial} could not be completed: {error}. Run the same again to go on from there."
-        ) from error
+        why, advice = _told(error)
+        raise ApiFailed(f"{partial} could not be completed: {why}. {advice}") from error
     if at < size:
-        raise ApiFailed(f"Only {at} of {size} bytes came. Run the same again to go on from there.")
+        raise ApiFailed(f"Only {at} of {size} bytes came. {_AGAIN}")
     return hasher.hexdigest()
+
+
+def _told(error: Exception) -> tuple[str, str]:
+    """What went wrong, and what to do."""
+    # The numbers of TLS errors are others than the system's.
+    if isinstance(error, OSError) and not isinstance(error, ssl.SSLError):
+        advice = _ADVICE.get(error.errno or 0, _AGAIN)
+        return error.strerror or str(error), advice
+    return str(error), _AGAIN
 
 
 def sync_folder(folder: Path) -> None:

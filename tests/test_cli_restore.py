@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import http.client
 import io
 import os
+import ssl
 from pathlib import Path
 from typing import Any
 
@@ -70,3 +73,33 @@ def test_the_name_is_harmless_whatever_the_server_says(
 def test_a_name_that_was_asked_for_is_the_one(tmp_path: Path) -> None:
     wanted = str(tmp_path / ".mine")
     assert restored(tmp_path, "holiday.mp4", "-o", wanted) == [".mine"]
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "device. Free some space there. Run"),
+        (OSError(errno.EROFS, "Read-only file system"), "system. See to it that you may write"),
+        (ConnectionResetError(errno.ECONNRESET, "reset"), "reset. Run the same again"),
+        (ssl.SSLError(errno.EACCES, "a number of its own"), "own. Run the same again"),
+        (http.client.IncompleteRead(b""), ". Run the same again"),
+    ],
+)
+def test_what_went_wrong_says_what_to_do(tmp_path: Path, error: Exception, advice: str) -> None:
+    """To run the same again is not all that it takes where the place is at fault."""
+
+    class Fails(Server):
+        def open(self, method: str, path: str, headers: dict[str, str]) -> Any:
+            raise error
+
+    output = str(tmp_path / "x")
+    done = CliRunner().invoke(restore, ["id", "-o", output], obj=Fails("x"))
+    assert done.exit_code == 1
+    assert advice in " ".join(str(done.exception or done.output).split())
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    output = str(tmp_path / "none" / "x")
+    done = CliRunner().invoke(restore, ["id", "-o", output], obj=Server("x"))
+    assert done.exit_code == 1
+    assert "No such file or directory. Make its folder first" in str(done.exception)
