@@ -334,6 +334,7 @@ def accept_root() -> None:
     Only where the daemon does not start, and asks for it. What the ledger lists and is not there
     counts as lost from the next start on.
     """
+    # SQLAlchemy takes longer to load than all the rest that most commands need.
     from backupd.ledger.opening import remembered
 
     settings = load(os.environ)

@@ -17,10 +17,11 @@ from rich.progress import TaskID
 
 from backupd.control import Api, ApiFailed, part, resolve
 from backupd.errors import SettingsError
-from backupd.fetch import fetch, sync_folder, target_of
+from backupd.fetch import fetch, target_of
 from backupd.fetch_all import AllFetched, Outcome, Wanted, plan
 from backupd.sizes import format_size
 from backupd.terminal import complaints, console, fail, progress_bar, short, show
+from backupd.trust.files import sync_folder
 
 __all__ = ["restore"]
 

@@ -61,6 +61,7 @@ def examine(
 
 def _wrong(settings: Settings) -> Finding | None:
     """Where the root is not what the ledger is about, or one of the two cannot be read."""
+    # SQLAlchemy takes longer to load than all the rest that most commands need.
     from backupd.ledger.opening import remembered
 
     try:
@@ -71,7 +72,8 @@ def _wrong(settings: Settings) -> Finding | None:
         advice = "run this as the user that backupd runs as, or look after the disk"
         return Finding("root", False, str(error).partition(": ")[2], advice)
     except LedgerFailed as error:
-        return Finding("ledger", False, str(error), "docs/recovery.md says what to do")
+        advice = "run this as the user that backupd runs as; of a damaged one see docs/recovery.md"
+        return Finding("ledger", False, str(error), advice)
     return None
 
 

@@ -32,6 +32,7 @@ __all__ = [
     "Over",
     "PeerFailed",
     "PeerRefused",
+    "PeerSilent",
     "SettingsError",
     "ShuttingDown",
     "StorageFailed",
@@ -42,6 +43,7 @@ __all__ = [
     "UnsupportedMedia",
     "UploadCut",
     "UploadHeld",
+    "WrongRoot",
     "WrongState",
 ]
 

@@ -14,7 +14,7 @@ from typing import Any
 from backupd.control import Api, ApiFailed, part
 from backupd.storage.names import file_name
 
-__all__ = ["fetch", "name_of", "sync_folder", "target_of"]
+__all__ = ["fetch", "name_of", "target_of"]
 
 
 _AGAIN = "Run the same again to go on from there."
@@ -83,11 +83,3 @@ def _told(error: Exception) -> tuple[str, str]:
         advice = _ADVICE.get(error.errno or 0, _AGAIN)
         return error.strerror or str(error), advice
     return str(error), _AGAIN
-
-
-def sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -15,10 +15,11 @@ from typing import Any
 
 from backupd.control import Api, ApiFailed
 from backupd.errors import BackupdError
-from backupd.fetch import fetch, name_of, sync_folder
+from backupd.fetch import fetch, name_of
 from backupd.requests import video_key
 from backupd.sender.catalogue import stem_of, video_of
 from backupd.storage.names import folder_name
+from backupd.trust.files import sync_folder
 
 __all__ = ["AllFetched", "Outcome", "Wanted", "plan"]
 

@@ -544,7 +544,8 @@ class ILedger(Interface):
     """
 
     def remembered() -> Remembered:
-        """What it knows of the root, before it is opened; blocks, and makes or changes nothing.
+        """What it knows of the root, before it is opened; blocks. It makes no ledger, and changes
+        nothing of what one holds.
 
         Raises `LedgerFailed`.
         """

@@ -22,6 +22,7 @@ from backupd.errors import SettingsError, StorageFailed, WrongRoot
 from backupd.interfaces import Remembered
 from backupd.settings import Settings
 from backupd.storage.names import INCOMING
+from backupd.trust.files import sync_folder, write_private
 
 __all__ = ["OwnFolder", "accept_root", "check_root", "read_token"]
 
@@ -56,30 +57,7 @@ def _make(folder: str, root: str) -> None:
     for path in around:
         # We may enter a folder that we may not read; then it was not we who made what is in it.
         with suppress(PermissionError):
-            _sync(path)
-
-
-def _sync(folder: str) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _write(path: str, text: str) -> None:
-    """Write a small file that only its owner can read."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-    # Renamed when it is whole: a crash must not leave an empty file that stops every start.
-    new = f"{path}.new"
-    handle = os.open(new, flags, 0o600)
-    try:
-        os.fchmod(handle, 0o600)
-        os.write(handle, text.encode())
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-    os.rename(new, path)
+            sync_folder(path)
 
 
 # -- the mark of the root -------------------------------------------------------------------------
@@ -99,9 +77,8 @@ def _read_mark(settings: Settings) -> list[str]:
 
 def _write_mark(settings: Settings, *marks: str) -> None:
     """Durably: the ledger is told next, and would not know a root that has forgotten."""
-    _write(settings.mark_file, "".join(f"{mark}\n" for mark in marks))
-    _sync(settings.own_folder)
-    _sync(os.path.dirname(settings.own_folder))
+    write_private(settings.mark_file, "".join(f"{mark}\n" for mark in marks).encode())
+    sync_folder(os.path.dirname(settings.own_folder))
 
 
 def check_root(settings: Settings, known: Remembered) -> list[str]:
@@ -130,7 +107,7 @@ def check_root(settings: Settings, known: Remembered) -> list[str]:
 def accept_root(settings: Settings, known: Remembered, new_mark: Callable[[], str]) -> bool:
     """Say that what lies at ``root`` is meant from now on, although the ledger knows another.
 
-    False if it is what the ledger knows. Raises `SettingsError`.
+    False where a start would go on anyway. Raises `SettingsError`.
     """
     try:
         check_root(settings, known)
@@ -208,7 +185,7 @@ class OwnFolder:
     def _make_token(self, path: str) -> str:
         token = self._new_token()
         try:
-            _write(path, f"{token}\n")
+            write_private(path, f"{token}\n".encode())
         except OSError as error:
             raise SettingsError("root", f"cannot be written ({error.strerror}): {path}") from error
         return token

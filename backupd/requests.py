@@ -470,8 +470,9 @@ def expired(
     if until is None or until > now:
         return alive
     if isinstance(alive, Offered | Receiving):
-        again = alive.lease_until - lease > until - expiry + 1.0
-        if again and now < min(alive.lease_until, until + lease):
+        # Two that began at one moment may differ by rounding.
+        turn_since = alive.lease_until - lease > until - expiry + 1.0
+        if turn_since and now < min(alive.lease_until, until + lease):
             return alive
     return ended(
         alive,

@@ -87,7 +87,7 @@ def tell_init(state: str) -> None:
             "the service manager could not be told {state}: {why} (NOTIFY_SOCKET is {address})",
             state=state,
             why=error,
-            address=address,
+            address=path,
         )
 
 

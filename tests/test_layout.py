@@ -163,7 +163,7 @@ def test_trust_knows_only_the_domain() -> None:
 
 def test_the_peer_client_knows_no_role() -> None:
     """peer/ speaks to the other server for both roles and belongs to neither."""
-    rule = of_ours("backupd.peer", COMMON)
+    rule = of_ours("backupd.peer", COMMON | {"unsent"})
     check(rule, "backupd.peer.client", "import backupd.sender.outbox")
 
 
@@ -191,7 +191,7 @@ def test_the_service_knows_both_roles() -> None:
 
 def test_the_web_knows_neither_disk_nor_sql() -> None:
     """web/ decodes, calls and encodes; it reaches ledger and storage through the service."""
-    rule = of_ours("backupd.web", COMMON | {"peer", "receiver", "sender", "service"})
+    rule = of_ours("backupd.web", COMMON | {"peer", "receiver", "sender", "service", "unsent"})
     check(rule, "backupd.web.restore", "from backupd.ledger.sql import SqlLedger")
 
 

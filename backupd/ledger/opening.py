@@ -124,7 +124,7 @@ def remembered(where: str | URL) -> Remembered:
 
 
 def _look_into(path: str) -> sqlite3.Connection:
-    """A connection that makes no ledger and leaves its log as it is."""
+    """A connection that makes no ledger, and changes nothing of what one holds."""
     file = f"file:{quote(path)}?mode="
     reading = sqlite3.connect(f"{file}ro", uri=True)
     try:

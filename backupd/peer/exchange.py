@@ -28,7 +28,7 @@ from twisted.web.iweb import IBodyProducer
 from zope.interface import implementer
 
 from backupd.errors import PeerFailed, PeerSilent
-from backupd.peer.unsent import unsent
+from backupd.unsent import unsent
 
 __all__ = ["MAX_ANSWER", "NO_ANSWER", "SILENCE", "Exchange", "Reply"]
 

@@ -507,7 +507,8 @@ class Intake:
             )
             return
         # What has come to the list meanwhile may be known by now.
-        self._left = {one: None for one in self._left if one not in left}
+        for one in left:
+            self._left.pop(one, None)
         await self.discard([upload_id for upload_id in left if upload_id not in known])
 
     # -- ending -----------------------------------------------------------------------------------
@@ -544,6 +545,8 @@ class Intake:
 
     async def lapse(self, request_id: str) -> None:
         """Give the turn of a request whose lease ran out to another, keeping what arrived.
+
+        One whose time is up, and whose lease is not, only gets more of it if bytes have come.
 
         An upload whose sender was not silent for that long keeps it: nothing may have become
         durable yet, as while a kept prefix is read again.

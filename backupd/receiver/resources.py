@@ -194,19 +194,17 @@ class Resources:
         """Join the parts of this upload, if all are whole. Raises what `Intake.join` does."""
         return await self._intake.join(final.request_id, final.upload_id)
 
-    async def join_with(self, request_id: str, part_id: str | None = None) -> Outcome | None:
-        """Join what waits for this part, or for any, wherever all its parts are whole now.
+    async def join_with(self, request_id: str, part_id: str) -> Outcome | None:
+        """Join what waits for this part, wherever all its parts are whole now.
 
-        None when none is; of a part, too, when it is being joined right now, as with another that
-        ended at the same time. Raises what `Intake.join` does.
+        None when none is, and when it is being joined right now, as with another that ended at the
+        same time. Raises what `Intake.join` does.
         """
         outcome = None
         for upload in await self._ledger.uploads(request_id):
-            if not upload.parts or upload.whole:
+            if part_id not in upload.parts or upload.whole:
                 continue
-            if part_id is not None and part_id not in upload.parts:
-                continue
-            if part_id is not None and upload.upload_id in self._intake.transfers:
+            if upload.upload_id in self._intake.transfers:
                 return outcome
             # One whose other parts never come is in nobody's way.
             outcome = await self.join(upload) or outcome

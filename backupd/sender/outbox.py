@@ -31,7 +31,7 @@ from backupd.sender.catalogue import (
 )
 from backupd.sender.courier import Courier
 from backupd.sender.notices import anybody, take_notice
-from backupd.sender.sharing import Places, longest_due, share
+from backupd.sender.sharing import UnderWay, longest_due, share
 from backupd.sender.steps import GOING, OVER, moved
 from backupd.settings import Settings
 from backupd.waiting import go_on
@@ -95,7 +95,7 @@ class Outbox:
         self._unreadable: dict[str, str] = {}
         self._watcher: Watcher | None = None
         self._next_scan = 0.0
-        self._uploads, self._small = Places(settings.max_sends), Places(SMALL_STEPS)
+        self._uploads, self._small = UnderWay(settings.max_sends), UnderWay(SMALL_STEPS)
         self._resting: dict[str, float] = {}
         self._aside: dict[str, Deferred[None]] = {}
         self._alarm: IDelayedCall | None = None
@@ -255,8 +255,8 @@ class Outbox:
         outgoing = await self._ledger.outgoing()
         known = {one.to for one in outgoing}
         self._courier.silent &= known
-        for places in (self._uploads, self._small):
-            places.forget_all_but(known)
+        for kind in (self._uploads, self._small):
+            kind.forget_all_but(known)
         waiting = {
             one.to: {state for state, at in one.due.items() if at <= now} for one in outgoing
         }
@@ -304,16 +304,16 @@ class Outbox:
             ),
         )
 
-    def _start(self, entry: Entry, places: Places) -> None:
+    def _start(self, entry: Entry, kind: UnderWay) -> None:
         entry_id = entry.entry_id
         under_way = entry_id in self._uploads or entry_id in self._small
-        if self._stopped or under_way or places.full:
+        if self._stopped or under_way or kind.full:
             return
-        places.begin(entry)
+        kind.begin(entry)
         work = go_on(self._carry(entry))
         if not work.called:
-            places.works[entry_id] = work
-        work.addBoth(self._carried, entry_id, places)
+            kind.works[entry_id] = work
+        work.addBoth(self._carried, entry_id, kind)
 
     async def _carry(self, entry: Entry) -> None:
         try:
@@ -339,8 +339,8 @@ class Outbox:
         until = self._resting[entry.entry_id] = self._clock.seconds() + REST
         self._wake_at(until)
 
-    def _carried(self, result: object, entry_id: str, places: Places) -> None:
-        places.end(entry_id)
+    def _carried(self, result: object, entry_id: str, kind: UnderWay) -> None:
+        kind.end(entry_id)
         if isinstance(result, Failure) and not result.check(CancelledError):
             self._resting[entry_id] = self._clock.seconds() + REST
             self._log.failure("entry {entry_id}: a defect", result, entry_id=entry_id)

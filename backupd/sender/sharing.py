@@ -9,7 +9,7 @@ from twisted.internet.defer import Deferred
 
 from backupd.interfaces import Entry
 
-__all__ = ["Places", "longest_due", "share"]
+__all__ = ["UnderWay", "longest_due", "share"]
 
 AHEAD = 3600.0
 """Seconds by which those that the receiver waits for are before those that wait for it."""
@@ -55,7 +55,7 @@ def longest_due(entries: Iterable[Entry], limit: int) -> list[Entry]:
     return sorted(entries, key=since)[:limit]
 
 
-class Places:
+class UnderWay:
     """Steps that are under way, ``most`` at once, and when each server had its last turn."""
 
     def __init__(self, most: int) -> None:

@@ -57,7 +57,7 @@ def write_private(path: str, data: bytes) -> None:
     sync_folder(os.path.dirname(path))
 
 
-def sync_folder(folder: str) -> None:
+def sync_folder(folder: str | os.PathLike[str]) -> None:
     """What was made or renamed in it is there after a power cut. Raises `OSError`."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

@@ -8,7 +8,7 @@ from typing import Any
 
 from twisted.internet.interfaces import IReactorTime
 
-from backupd.peer.unsent import unsent
+from backupd.unsent import unsent
 from backupd.web.body import Body
 
 __all__ = ["PATIENT", "BodyRate", "Patience", "TakeRate"]

@@ -31,8 +31,8 @@ from twisted.web.http import HTTPChannel
 from twisted.web.resource import IResource
 from twisted.web.server import Request, Site
 
-from backupd.peer.unsent import unsent
 from backupd.trust.caller import STRANGER, Caller
+from backupd.unsent import unsent
 from backupd.web.body import Body
 from backupd.web.connections import Connections
 from backupd.web.crowds import CROWD, Crowds
@@ -315,10 +315,11 @@ class _Channel(HTTPChannel):
                 self._untaken = request
                 self._watch_taking()
                 return
-            if not self.persistent and self._abortingCall is None:
+            if self.persistent:
+                self._unsent = unsent(self.transport)  # see `timeoutConnection`
+            elif self._abortingCall is None:
                 # A client that does not take the rest of it must not keep the connection for ever.
                 self._watch_taking()
-            self._unsent = unsent(self.transport)
             super().requestDone(request)
             if self.line_mode and not self._receivedHeaderSize and not self._buffer:
                 self._waiting = True

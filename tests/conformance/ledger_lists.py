@@ -8,6 +8,7 @@ import pytest
 
 from backupd.errors import NoSuchBackup, NoSuchEntry
 from backupd.interfaces import Entry, Outgoing, Pick
+from backupd.sender.steps import GOING
 from tests.conformance.ledger_case import LedgerCase
 from tests.conformance.samples import NOW, a_kept_backup, an_entry
 from tests.outcomes import result_of
@@ -209,6 +210,13 @@ class ListTests(LedgerCase):
             Outgoing(HERE, {"READY": NOW - 3, "SENT": NOW - 1}),
             Outgoing(THERE, {"ASKING": NOW - 7, "WAITING": NOW + 1e9}),
         ]
+
+    def test_every_state_that_goes_on_is_outgoing(self) -> None:
+        """One that a ledger does not know would never be carried on."""
+        for state in sorted(GOING):
+            result_of(self.ledger.enqueue(an_entry(state, to=HERE, state=state, due_at=NOW)))
+        [found] = result_of(self.ledger.outgoing())
+        assert set(found.due) == GOING
 
     def test_entry_pages(self) -> None:
         """Pages follow each other; what is over is told apart by every last state."""

@@ -13,7 +13,7 @@ from twisted.protocols.tls import TLSMemoryBIOFactory
 
 from backupd.errors import PeerFailed
 from backupd.peer.exchange import LOOK, NO_ANSWER, SILENCE, Exchange
-from backupd.peer.unsent import unsent
+from backupd.unsent import unsent
 from tests.outcomes import pending, result_of
 from tests.peer.test_exchange import OK, Body
 from tests.slow_link import Link

@@ -438,7 +438,7 @@ class UploadTests(InspectionCase):
 
         set_attribute(self, joining, "_copy", fails)
         with pytest.raises(StorageFailed):
-            now(self.world.resources.join_with(request_id))
+            now(self.world.join_what_waits(request_id))
         self.incoming(parts[1]).unlink()
         self.repaired(f".backupd/incoming/{parts[1]}")
         assert self.world.uploads() == []

@@ -91,7 +91,7 @@ class JoinTests(WorldCase):
             off.release_all()
             parts.append(part.upload_id)
         final = final_of(world, request_id, parts)
-        work = go_on(world.resources.join_with(request_id))
+        work = go_on(world.join_what_waits(request_id))
         while off.names.count("give_back") == 0:
             off.release()
         off.release("give_back")

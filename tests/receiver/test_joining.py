@@ -63,7 +63,7 @@ def final_of(world: World, request_id: str, parts: list[str]) -> Upload:
 
 
 def join(world: World, request_id: str) -> Any:
-    return now(world.resources.join_with(request_id))
+    return now(world.join_what_waits(request_id))
 
 
 def pieces_of(data: bytes, cuts: tuple[int, ...] = CUTS) -> list[bytes]:
@@ -254,7 +254,7 @@ class JoiningTests(WorldCase):
             parts = send_parts(self.world, request_id, pieces_of(DATA))
             final_of(self.world, request_id, parts)
             self.world.storage.discard(parts[taken])
-            self.raises(NoSuchUpload, self.world.resources.join_with(request_id))
+            self.raises(NoSuchUpload, self.world.join_what_waits(request_id))
             uploads = now(self.world.ledger.uploads(request_id))
             assert [one.upload_id for one in uploads] == [parts[number] for number in left]
             assert set(self.world.on_disk()) == {parts[number] for number in left}
@@ -268,7 +268,7 @@ class JoiningTests(WorldCase):
         parts = send_parts(self.world, request_id, pieces_of(DATA))
         final_of(self.world, request_id, parts)
         os.truncate(Path(self.world.root, ".backupd", "incoming", parts[2]), 20 * KIB)
-        self.raises(NoSuchUpload, self.world.resources.join_with(request_id))
+        self.raises(NoSuchUpload, self.world.join_what_waits(request_id))
         assert (self.world.uploads(), self.world.on_disk()) == ([], {})
         self.world.check_accounts()
 
@@ -284,10 +284,10 @@ class JoiningTests(WorldCase):
         parts = send_parts(world, request_id, pieces_of(DATA))
         final = final_of(world, request_id, parts)
         fs.fault = failing(errno.EIO, "punch_hole")
-        self.raises(StorageFailed, world.resources.join_with(request_id))
+        self.raises(StorageFailed, world.join_what_waits(request_id))
         fs.fault = lambda number, function, path: None
         world.storage.discard(final.upload_id)
-        self.raises(NoSuchUpload, world.resources.join_with(request_id))
+        self.raises(NoSuchUpload, world.join_what_waits(request_id))
         assert list(world.on_disk()) == [parts[2]]
         world.check_accounts()
         assert isinstance(world.send(request_id, DATA), Outcome)
@@ -297,7 +297,7 @@ class JoiningTests(WorldCase):
         request_id = self.world.offered(size=len(DATA), sha256="00" * 32)
         parts = send_parts(self.world, request_id, pieces_of(DATA))
         final_of(self.world, request_id, parts)
-        self.raises(DigestMismatch, self.world.resources.join_with(request_id))
+        self.raises(DigestMismatch, self.world.join_what_waits(request_id))
         assert (self.world.uploads(), self.world.on_disk()) == ([], {})
         assert self.world.state(request_id) == "RECEIVING"
         self.world.check_accounts()
@@ -316,7 +316,7 @@ class JoiningTests(WorldCase):
             off.release_all()
             parts.append(part.upload_id)
         final_of(world, request_id, parts)
-        work = go_on(world.resources.join_with(request_id))
+        work = go_on(world.join_what_waits(request_id))
         for _ in range(12):
             off.release()
         stopped = go_on(world.intake.transfers.stop(1.0))

@@ -166,7 +166,7 @@ class UploadTests(RecoveryCase):
                 self.world.send(request_id, DATA[:100], upload_id=part, offset=0)
             now(self.world.resources.create_final(request_id, parts, Described(length=None)))
             if begun:
-                self.raises(StorageFailed, self.world.resources.join_with(request_id))
+                self.raises(StorageFailed, self.world.join_what_waits(request_id))
             self.incoming(parts[1]).unlink()
             world = self.crash()
             assert [one.upload_id for one in world.uploads()] == ([] if begun else parts[:1])

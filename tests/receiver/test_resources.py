@@ -412,7 +412,7 @@ class DirectTests(WorldCase):
         assert (after.promised, after.live) == (self.before.promised, self.before.live - 1)
         assert [self.world.state(one) for one in request_ids] == ["CANCELLED"] * 2
         self.world.tick()
-        outcome = now(self.world.resources.join_with(request.ask.request_id))
+        outcome = now(self.world.join_what_waits(request.ask.request_id))
         assert outcome.sha256 == sha256(DATA)
         self.world.check_accounts()
 
@@ -422,12 +422,12 @@ class DirectTests(WorldCase):
             _, parts, request = self.join()
             self.world.storage.discard(parts[taken].upload_id)
             self.world.tick()
-            self.raises(NoSuchUpload, self.world.resources.join_with(request.ask.request_id))
+            self.raises(NoSuchUpload, self.world.join_what_waits(request.ask.request_id))
             assert (self.world.uploads(), self.world.on_disk()) == ([], {})
             self.world.check_accounts()
         _, _, request = self.join()
         self.world.tick()
-        assert now(self.world.resources.join_with(request.ask.request_id)).sha256 == sha256(DATA)
+        assert now(self.world.join_what_waits(request.ask.request_id)).sha256 == sha256(DATA)
         self.world.check_accounts()
 
     def test_its_end_stores_it(self) -> None:

@@ -219,6 +219,14 @@ class World:
         made: Upload = now(self.resources.create(request_id, described, token=token))
         return made
 
+    async def join_what_waits(self, request_id: str) -> Any:
+        """Join what can be joined now, as its client asks for when it joins its parts."""
+        outcome = None
+        for upload in await self.ledger.uploads(request_id):
+            if upload.parts and not upload.whole:
+                outcome = await self.resources.join(upload) or outcome
+        return outcome
+
     def tick(self) -> None:
         """What the loop does, with all that follows at once."""
         now(self.queue.tick())

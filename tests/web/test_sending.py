@@ -21,8 +21,8 @@ from zope.interface import implementer
 
 from backupd.errors import StorageFailed
 from backupd.interfaces import IWindowed, Window
-from backupd.peer.unsent import unsent
 from backupd.requests import Backup
+from backupd.unsent import unsent
 from backupd.web.patience import Patience
 from backupd.web.sending import AHEAD, ROOM, SMALLEST_ROOM, Sender
 from tests.web.test_restore import BACKUP, GET, File, RestoreCase
