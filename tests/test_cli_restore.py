@@ -79,6 +79,7 @@ def test_a_name_that_was_asked_for_is_the_one(tmp_path: Path) -> None:
     ("error", "advice"),
     [
         (OSError(errno.ENOSPC, "No space left on device"), "device. Free some space there. Run"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "exceeded. Free some space there. Run"),
         (OSError(errno.EROFS, "Read-only file system"), "system. See to it that you may write"),
         (ConnectionResetError(errno.ECONNRESET, "reset"), "reset. Run the same again"),
         (ssl.SSLError(errno.EACCES, "a number of its own"), "own. Run the same again"),
@@ -103,3 +104,91 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     done = CliRunner().invoke(restore, ["id", "-o", output], obj=Server("x"))
     assert done.exit_code == 1
     assert "No such file or directory. Make its folder first" in str(done.exception)
+
+
+# -- the bytes ------------------------------------------------------------------------------------
+
+
+class Answer(io.BytesIO):
+    """Bytes of a content, and the status before them."""
+
+    def __init__(self, status: int, data: bytes) -> None:
+        super().__init__(data)
+        self.status = status
+
+
+class Gives(Server):
+    """Answers as a test says, and notes what it was asked for."""
+
+    def __init__(self, status: int, data: bytes) -> None:
+        super().__init__("x")
+        self.status, self.data = status, data
+        self.asked: list[dict[str, str]] = []
+
+    def open(self, method: str, path: str, headers: dict[str, str]) -> Any:
+        self.asked.append(headers)
+        return Answer(self.status, self.data)
+
+
+def got(server: Server, target: Path, *words: str) -> tuple[int, str]:
+    """Exit code and words of a restore."""
+    done = CliRunner().invoke(restore, ["id", "-o", str(target), *words], obj=server)
+    return done.exit_code, done.output + str(done.exception or "")
+
+
+def test_it_goes_on_with_the_same_bytes_only(tmp_path: Path) -> None:
+    """The rest is asked for unless the server has others by now."""
+    (tmp_path / "x.part").write_bytes(DATA[:4])
+    server = Gives(206, DATA[4:])
+    assert got(server, tmp_path / "x")[0] == 0
+    assert (tmp_path / "x").read_bytes() == DATA
+    digest = server.backup["sha256"]
+    assert server.asked == [{"Range": "bytes=4-", "If-Range": f'"{digest}"'}]
+
+
+def test_a_server_that_sends_all_is_taken_at_its_word(tmp_path: Path) -> None:
+    (tmp_path / "x.part").write_bytes(DATA[:4])
+    assert got(Gives(200, DATA), tmp_path / "x")[0] == 0
+    assert (tmp_path / "x").read_bytes() == DATA
+
+
+def test_what_is_longer_than_all_of_it_is_not_gone_on_with(tmp_path: Path) -> None:
+    (tmp_path / "x.part").write_bytes(DATA + b"!")
+    server = Gives(200, DATA)
+    assert got(server, tmp_path / "x")[0] == 0
+    assert (server.asked, (tmp_path / "x").read_bytes()) == ([{}], DATA)
+
+
+def test_what_ends_early_is_kept_for_the_next_time(tmp_path: Path) -> None:
+    code, told = got(Gives(200, DATA[:4]), tmp_path / "x")
+    assert (code, "Only 4 of 9 bytes came. Run the same again" in told) == (1, True)
+    assert [(one.name, one.read_bytes()) for one in tmp_path.iterdir()] == [("x.part", DATA[:4])]
+
+
+def test_other_bytes_are_thrown_away(tmp_path: Path) -> None:
+    code, told = got(Gives(200, DATA[::-1]), tmp_path / "x")
+    assert (code, "they were thrown away" in " ".join(told.split())) == (1, True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_there_stays_unless_it_is_forced(tmp_path: Path) -> None:
+    target = tmp_path / "x"
+    target.write_bytes(b"mine")
+    code, told = got(Gives(200, DATA), target)
+    assert (code, "--force" in told, target.read_bytes()) == (1, True, b"mine")
+    assert got(Gives(200, DATA), target, "--force")[0] == 0
+    assert target.read_bytes() == DATA
+
+
+def test_it_is_there_after_a_power_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bytes before they get their name, and the name before anybody is told."""
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def note(handle: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{handle}"))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", note)
+    assert got(Gives(200, DATA), tmp_path / "x")[0] == 0
+    assert synced == [str(tmp_path / "x.part"), str(tmp_path)]

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from backupd.control import Api
-from backupd.doctor import examine
+from backupd.doctor import Finding, examine
+from backupd.interfaces import Remembered
+from backupd.ledger import opening
 
 
 def test_it_makes_nothing(tmp_path: Path) -> None:
@@ -43,3 +45,35 @@ def test_a_volume_that_is_full_is_not_one_that_may_not_be_written(
     assert not found["root"].well
     assert "free some space" in found["root"].advice
     assert {"space", "control token"} <= found.keys()
+
+
+def looked(root: Path) -> dict[str, Finding]:
+    """What is found by what it is about."""
+    environ = {"BACKUPD_CONFIG": os.devnull, "BACKUPD_ROOT": str(root)}
+    return {one.what: one for one in examine(environ, Api("http://127.0.0.1:9", None), None)}
+
+
+def test_a_wrong_root_is_all_that_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever else is said would be said of another place."""
+    monkeypatch.setattr(opening, "remembered", lambda url: Remembered("another"))
+    found = looked(tmp_path)
+    assert list(found) == ["settings", "root"]
+    assert "has lost its mark" in found["root"].told
+    assert "accept-root" in found["root"].advice
+
+
+def test_a_mark_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    (tmp_path / ".backupd" / "root-mark").mkdir(parents=True)
+    found = looked(tmp_path)
+    assert found["root"].told.startswith("cannot be read (Is a directory)")
+    assert "the user that backupd runs as" in found["root"].advice
+
+
+def test_a_ledger_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    """And the rest is looked at all the same."""
+    (tmp_path / ".backupd").mkdir()
+    (tmp_path / ".backupd" / "ledger.sqlite3").write_bytes(b"no database" * 100)
+    found = looked(tmp_path)
+    assert "could not be opened" in found["ledger"].told
+    assert "docs/recovery.md" in found["ledger"].advice
+    assert {"root", "space"} <= found.keys()

@@ -36,6 +36,16 @@ def test_it_is_told_whatever_bytes_a_path_has(
     assert manager.recv(4096) == told
 
 
+def test_it_may_listen_where_no_file_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An abstract address, which is written with an @."""
+    name = f"backupd-{tmp_path}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as listening:
+        listening.bind(f"\0{name}")
+        monkeypatch.setenv("NOTIFY_SOCKET", f"@{name}")
+        tell_init("READY=1")
+        assert listening.recv(4096) == b"READY=1"
+
+
 @pytest.mark.parametrize("address", ["/nobody/listens", "@nobody-listens", "/" + "x" * 200, "x:1"])
 def test_one_that_cannot_be_told_hinders_nothing(
     monkeypatch: pytest.MonkeyPatch, address: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from typing import Any
 
@@ -141,3 +142,12 @@ def test_what_lies_in_the_kernel_has_not_been_taken() -> None:
         assert unsent(link) == 0
         near.close()
         assert unsent(link) == 0
+
+
+def test_what_is_no_socket_holds_what_its_buffer_holds() -> None:
+    link = Link()
+    link.write(b"12")
+    with open(os.devnull, "rb") as file:
+        link.fileno = file.fileno  # type: ignore[method-assign]
+        assert unsent(link) == 2
+    assert unsent(object()) == 0

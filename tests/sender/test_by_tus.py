@@ -128,6 +128,26 @@ def test_a_receiver_that_always_names_another_offset_is_left_alone_for_a_while(c
     assert case.entry(entry).due_at > case.clock.seconds()
 
 
+def test_conflicts_between_which_bytes_arrive_do_not_add_up(case: Case) -> None:
+    """Every other piece is refused, by a receiver that names the offset at which it stands."""
+    server = server_of(case)
+    server.most_body = MIB
+    refuses = False
+
+    def other(method: str, path: str, headers: Mapping[str, str]) -> Told | None:
+        nonlocal refuses
+        if method != "PATCH" or int(headers["content-length"]) > MIB:
+            return None
+        refuses = not refuses
+        return Told(409, {"Upload-Offset": headers["upload-offset"]}) if refuses else None
+
+    server.refuse = other
+    entry = ready(case, bytes(6 * MIB))
+    case.turn()
+    assert case.state(entry) == "VERIFIED"
+    assert server.received == 6 * MIB
+
+
 @pytest.mark.parametrize("offset", [6, 99])
 def test_more_bytes_than_the_file_has_are_not_ours(case: Case, offset: int) -> None:
     def more(method: str, path: str, headers: Mapping[str, str]) -> Told | None:

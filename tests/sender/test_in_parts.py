@@ -14,6 +14,7 @@ import pytest
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 
+from backupd.peer.answers import Answer
 from backupd.peer.open_file import FileDigest, FileState
 from backupd.peer.tus import Tus
 from backupd.sender import lanes
@@ -138,6 +139,30 @@ def test_joining_that_outlasts_its_answer_is_waited_for(case: Case, restart: boo
     assert (server.received, server.made, asked) == (len(DATA), made, 5)
     assert len(set(finals(server))) == 1
     assert case.entry(entry).sha256 == DIGEST
+
+
+def test_joining_may_take_longer_the_more_there_is_to_join(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The receiver copies and reads it all before it says yes."""
+    limits: list[float] = []
+    small = case.receiver.small
+
+    async def note(
+        method: str,
+        url: str,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        limit: float = 15.0,
+    ) -> Answer:
+        if "final" in (headers or {}).get("Upload-Concat", ""):
+            limits.append(limit)
+        return await small(method, url, body, headers, limit)
+
+    monkeypatch.setattr(case.receiver, "small", note)
+    ready(case, DATA)
+    case.turn()
+    assert limits == [120 + len(DATA) / (50 * MIB)]
 
 
 @pytest.mark.parametrize("status", [400, 404, 410])

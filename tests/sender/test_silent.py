@@ -14,7 +14,7 @@ from backupd.errors import PeerFailed, PeerSilent
 from backupd.interfaces import Entry
 from backupd.peer.origins import origin_of
 from backupd.sender.outbox import EACH, SMALL_STEPS
-from backupd.sender.sharing import AHEAD, longest_due, share
+from backupd.sender.sharing import AHEAD, UnderWay, longest_due, share
 from tests.conformance.samples import an_entry
 from tests.sender.kit import A, Case, Receiver
 
@@ -134,6 +134,7 @@ def test_many_silent_servers_leave_room_for_those_that_answer(tmp_path: Path) ->
 def test_places_for_uploads_are_not_held_by_a_silent_server(tmp_path: Path) -> None:
     """One that has called for many videos, and then says nothing, gets no more than a question."""
     case, servers = town(tmp_path, max_sends=1)
+    case.queued("stays.mp4")  # so that it is remembered when the healthy one had its turns
     ready = [case.queued(f"{number}.mp4", to=dead()) for number in range(20)]
     case.turn()
     servers.silent = {dead()}
@@ -218,6 +219,7 @@ def test_who_breaks_off_is_not_silent(tmp_path: Path) -> None:
     assert servers.times("send") == 2
     case.after(1)
     assert servers.times("send") == 3
+    assert servers.times("standing") == 3  # nobody has knocked before
 
 
 # -- how places are shared ------------------------------------------------------------------------
@@ -245,6 +247,24 @@ def test_the_silent_get_one_each_and_half_together() -> None:
     assert shared("a", busy="a", silent="a") == ""
     assert shared("abcdef", silent="abcde") == "abcdffff"
     assert shared("abcdef", busy="aabb", silent="abcde") == "ffff"
+    assert shared("a", busy="bbbb", silent="a") == "a"
+
+
+def test_turns_go_to_whom_least_is_done_for_and_then_round() -> None:
+    steps = UnderWay(3)
+    first, second, third = (an_entry(str(n), to=to) for n, to in enumerate("aab"))
+    for entry in (first, second, third):
+        assert not steps.full
+        steps.begin(entry)
+    assert steps.full
+    assert steps.in_turn("abc") == ["c", "b", "a"]
+    steps.end(second.entry_id)
+    assert steps.in_turn("ba") == ["a", "b"]
+    steps.end(first.entry_id)
+    steps.end(third.entry_id)
+    assert steps.in_turn("ba") == ["a", "b"]
+    steps.forget_all_but("a")
+    assert steps.in_turn("ab") == ["b", "a"]
 
 
 def test_those_the_receiver_waits_for_are_first_but_not_for_ever() -> None:

@@ -11,7 +11,7 @@ import pytest
 from twisted.trial.unittest import SynchronousTestCase
 
 from backupd.errors import Invalid, NoSuchPeer, SettingsError, StorageFailed
-from backupd.trust.files import PeerFiles, read_private
+from backupd.trust.files import PeerFiles, read_private, write_private
 from backupd.trust.peers import Invitation, Limits, Peer, Right, check_name, token_hash
 from backupd.trust.registry import InMemory, Peers
 from tests.outcomes import result_of
@@ -57,6 +57,39 @@ def test_nobody_else_can_read_it(tmp_path: Path) -> None:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "peers").stat().st_mode) == 0o700
     assert stat.S_IMODE((tmp_path / "peers/b.example.json").stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("umask", [0, 0o777])
+def test_a_private_file_is_never_anybody_elses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, umask: int
+) -> None:
+    """From its first moment on; and we can read it, whatever the umask."""
+    path, modes = tmp_path / "secret", []
+    opened = os.open
+
+    def note(name: str, flags: int, mode: int = 0o777) -> int:
+        handle = opened(name, flags, mode)
+        modes.append(stat.S_IMODE(os.fstat(handle).st_mode))
+        return handle
+
+    monkeypatch.setattr(os, "open", note)
+    before = os.umask(umask)
+    try:
+        write_private(str(path), b"secret")
+    finally:
+        os.umask(before)
+    assert modes[0] & ~0o600 == 0
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_a_private_file_is_replaced_and_not_written_over(tmp_path: Path) -> None:
+    """Who has the old one open goes on with it: it is whole, and so is the new one."""
+    path = tmp_path / "secret"
+    write_private(str(path), b"a long old one")
+    with path.open("rb") as old:
+        write_private(str(path), b"new")
+        assert (old.read(), path.read_bytes()) == (b"a long old one", b"new")
+    assert [one.name for one in tmp_path.iterdir()] == ["secret"]
 
 
 @pytest.mark.parametrize("mode", [0o644, 0o640, 0o604, 0o620])
