@@ -47,3 +47,17 @@ def nothing_left_behind() -> Iterator[None]:
         call.cancel()
     assert not left, f"delayed calls left behind: {left}"
     assert not unhandled, f"unhandled errors: {unhandled}"
+
+
+@pytest.fixture
+def synced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The paths of what is synced from now on, in order."""
+    paths: list[str] = []
+    fsync = os.fsync
+
+    def note(handle: int) -> None:
+        paths.append(os.readlink(f"/proc/self/fd/{handle}"))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", note)
+    return paths

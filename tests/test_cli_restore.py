@@ -180,15 +180,7 @@ def test_what_is_there_stays_unless_it_is_forced(tmp_path: Path) -> None:
     assert target.read_bytes() == DATA
 
 
-def test_it_is_there_after_a_power_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_there_after_a_power_cut(tmp_path: Path, synced: list[str]) -> None:
     """The bytes before they get their name, and the name before anybody is told."""
-    synced: list[str] = []
-    fsync = os.fsync
-
-    def note(handle: int) -> None:
-        synced.append(os.readlink(f"/proc/self/fd/{handle}"))
-        fsync(handle)
-
-    monkeypatch.setattr(os, "fsync", note)
     assert got(Gives(200, DATA), tmp_path / "x")[0] == 0
     assert synced == [str(tmp_path / "x.part"), str(tmp_path)]

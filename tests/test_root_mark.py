@@ -238,20 +238,10 @@ def test_unmounted_while_it_starts(roots: Roots, monkeypatch: pytest.MonkeyPatch
     roots.claim("a")  # the lock is free
 
 
-def test_it_is_durable_before_the_ledger_is_told(
-    roots: Roots, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_is_durable_before_the_ledger_is_told(roots: Roots, synced: list[str]) -> None:
     """The file, its name, and that of its folder: a power cut must not leave a ledger that knows
     a mark which no root has.
     """
-    synced: list[str] = []
-    fsync = os.fsync
-
-    def note(handle: int) -> None:
-        synced.append(os.readlink(f"/proc/self/fd/{handle}"))
-        fsync(handle)
-
-    monkeypatch.setattr(os, "fsync", note)
     root = roots.folder / "a"
     roots.claim("a")
     own = root / ".backupd"

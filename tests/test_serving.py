@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import socket
 import ssl
@@ -93,18 +92,8 @@ async def test_a_key_of_our_own_is_made_once(tmp_path: Path) -> None:
         assert await pin_at(one, trusting) == pin  # backupctl trusts it by name
 
 
-def test_a_key_of_our_own_survives_a_power_cut(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_key_of_our_own_survives_a_power_cut(tmp_path: Path, synced: list[str]) -> None:
     """Its folder is synced where it was made, or peers would know us by a key that is gone."""
-    synced: list[str] = []
-    fsync = os.fsync
-
-    def note(handle: int) -> None:
-        synced.append(os.readlink(f"/proc/self/fd/{handle}"))
-        fsync(handle)
-
-    monkeypatch.setattr(os, "fsync", note)
     own = tmp_path / ".backupd"
     own.mkdir()
     make_own_key(str(own), ["localhost"])

@@ -229,29 +229,28 @@ class ExpiryTests(WorldCase):
         assert (totals.promised, totals.live) == (0, 0)
         assert world.queue.busy() == {}
 
+    def check_expires(self, request_id: str, seconds: float, state: str) -> None:
+        """After so many seconds, and not before: until then it is in that state."""
+        self.clock.advance(seconds - 1)
+        self.world.sweep()
+        assert self.world.state(request_id) == state
+        self.clock.advance(1)
+        self.world.sweep()
+        self.check_expired(request_id)
+
     def test_cut(self) -> None:
         """A day after its last byte, its bytes go."""
         request_id = self.world.offered()
         self.clock.advance(300)
         source = self.world.source(b"12", UploadCut("lost"))
         self.raises(UploadCut, self.world.receive(request_id, source, 4))
-        self.clock.advance(DAY - 1)
-        self.world.sweep()
-        assert self.world.state(request_id) == "PENDING"
-        self.clock.advance(1)
-        self.world.sweep()
-        self.check_expired(request_id)
+        self.check_expires(request_id, DAY, "PENDING")
 
     def test_received(self) -> None:
         """RECEIVED too, when nobody completes it."""
         request_id = self.world.offered()
         self.world.send(request_id, b"1234")
-        self.clock.advance(DAY - 1)
-        self.world.sweep()
-        assert self.world.state(request_id) == "RECEIVED"
-        self.clock.advance(1)
-        self.world.sweep()
-        self.check_expired(request_id)
+        self.check_expires(request_id, DAY, "RECEIVED")
 
     def test_offered(self) -> None:
         """One that is offered again and again, and never sends, ends too."""
@@ -279,12 +278,7 @@ class ExpiryTests(WorldCase):
         """Who comes for its turn just before has it for a lease, and not longer."""
         request_id = self.at_the_last_moment()
         now(self.world.intake.announce(request_id))
-        self.clock.advance(LEASE - 1)
-        self.world.sweep()
-        assert self.world.state(request_id) == "RECEIVING"
-        self.clock.advance(1)
-        self.world.sweep()
-        self.check_expired(request_id)
+        self.check_expires(request_id, LEASE, "RECEIVING")
 
     def test_no_lease_is_given_for_ever(self) -> None:
         """A new one each time, and no byte, keeps it for one lease in all."""
