@@ -78,7 +78,9 @@ def tell_init(state: str) -> None:
         return
     address = f"\0{path[1:]}" if path.startswith("@") else path
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notify:
+        # It may be too busy to read; then a blocking socket would wait for it.
+        kind = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+        with socket.socket(socket.AF_UNIX, kind) as notify:
             notify.connect(address)
             # A path in it may have bytes that are no UTF-8.
             notify.send(state.encode(errors="replace"))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -44,6 +46,27 @@ def test_it_may_listen_where_no_file_is(tmp_path: Path, monkeypatch: pytest.Monk
         monkeypatch.setenv("NOTIFY_SOCKET", f"@{name}")
         tell_init("READY=1")
         assert listening.recv(4096) == b"READY=1"
+
+
+def test_one_that_does_not_listen_hinders_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its queue is full, and whoever waits for room in it may wait for ever."""
+    path = str(tmp_path / "notify")
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as other,
+    ):
+        manager.bind(path)
+        other.connect(path)
+        with suppress(BlockingIOError):
+            while other.send(b"x"):
+                pass
+        monkeypatch.setenv("NOTIFY_SOCKET", path)
+        telling = threading.Thread(target=tell_init, args=("READY=1",), daemon=True)
+        telling.start()
+        telling.join(10)
+        assert not telling.is_alive()
 
 
 @pytest.mark.parametrize("address", ["/nobody/listens", "@nobody-listens", "/" + "x" * 200, "x:1"])
