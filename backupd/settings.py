@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from backupd.bandwidth import UNLIMITED, Schedule
 from backupd.errors import Invalid, SettingsError
@@ -82,6 +82,11 @@ class Settings:
     def ledger_url(self) -> str:
         """The SQLAlchemy URL of the ledger; SQLite under the root unless the settings say."""
         return self.ledger or f"sqlite:///{quote(self.own_folder)}/ledger.sqlite3"
+
+    @property
+    def ledger_file(self) -> str:
+        """The path of the ledger's file."""
+        return unquote(self.ledger_url.removeprefix("sqlite:///"))
 
     @property
     def own_folder(self) -> str:
@@ -193,8 +198,11 @@ def _proxies(value: object) -> tuple[str, ...]:
 
 def _paths(value: object) -> tuple[str, ...]:
     if isinstance(value, str):
-        return tuple(path for path in value.split(os.pathsep) if path)
-    return _texts(value)
+        value = [path for path in value.split(os.pathsep) if path]
+    paths = _texts(value)
+    if not all(_is_path(path) for path in paths):
+        raise ValueError("must be the paths of folders")
+    return paths
 
 
 def _listen(value: object) -> tuple[str, ...]:
@@ -204,10 +212,21 @@ def _listen(value: object) -> tuple[str, ...]:
     return endpoints
 
 
+def _is_path(text: str) -> bool:
+    return bool(text) and "\0" not in text
+
+
 def _root(value: object) -> str:
     path = _text(value)
-    if not path or "\0" in path:
+    if not _is_path(path):
         raise ValueError("must be the path of a folder")
+    return path
+
+
+def _file(value: object) -> str:
+    path = _text(value)
+    if path and not _is_path(path):
+        raise ValueError("must be the path of a file")
     return path
 
 
@@ -237,7 +256,7 @@ def _host(value: object) -> str:
 
 def _ledger(value: object) -> str:
     url = _text(value)
-    if url and not re.fullmatch(r"sqlite:///[^?]+", url):
+    if url and (not re.fullmatch(r"sqlite:///[^?]+", url) or not _is_path(unquote(url))):
         raise ValueError('must be a URL such as "sqlite:////var/lib/backupd/ledger.sqlite3"')
     return url
 
@@ -279,7 +298,7 @@ _PARSERS: dict[str, Callable[[object], Any]] = {
     "watch_to": _url,
     "max_sends": _count,
     "send_deadline": parse_duration,
-    "client_certificate": _text,
+    "client_certificate": _file,
     "bandwidth_in": Schedule.parse,
     "bandwidth_out": Schedule.parse,
     "send_bandwidth": Schedule.parse,

@@ -174,6 +174,8 @@ BAD = [
     ("ledger", "sqlite://host/ledger.db"),
     ("ledger", "sqlite:///ledger.db?mode=ro"),
     ("ledger", 5),
+    ("ledger", "sqlite:////a\0b"),
+    ("ledger", "sqlite:////a%00b"),
     ("host", "http://localhost:3000"),
     ("host", "local host"),
     ("host", "localhost:"),
@@ -211,6 +213,10 @@ BAD = [
     ("history", "9" * 400),
     ("videos", 5),
     ("videos", [5]),
+    ("videos", ["/a\0b"]),
+    ("videos", "/a\0b"),
+    ("videos", [""]),
+    ("client_certificate", "/a\0b"),
     ("allowed_origins", [None]),
     ("log_format", "xml"),
 ]
@@ -248,7 +254,10 @@ def test_places() -> None:
     assert settings.own_folder == own
     assert settings.token_file == f"{own}/control-token"
     assert settings.ledger_url.endswith("/data/.backupd/ledger.sqlite3")
-    assert load({"BACKUPD_LEDGER": "sqlite:////var/x.db"}).ledger_url == "sqlite:////var/x.db"
+    assert settings.ledger_file == f"{own}/ledger.sqlite3"
+    settings = load({"BACKUPD_LEDGER": "sqlite:////var/my%20x.db"})
+    assert settings.ledger_url == "sqlite:////var/my%20x.db"
+    assert settings.ledger_file == "/var/my x.db"
 
 
 def test_the_scrub_can_be_switched_off() -> None:
