@@ -15,7 +15,6 @@ from collections.abc import Callable
 from typing import Any
 
 import click
-from rich.markup import escape
 from rich.progress import Progress, TaskID
 
 from backupd import own_folder
@@ -31,14 +30,17 @@ from backupd.sizes import format_size
 from backupd.terminal import (
     POLL,
     Group,
+    add_row,
     complaints,
     conclude,
     console,
     fail,
     follow,
     moment,
+    plain,
     print_table,
     progress_bar,
+    red,
     short,
     show,
     table_of,
@@ -102,7 +104,7 @@ def send(
         show({"entries": entries})
     elif detach:
         for entry in entries:
-            console.print(f"queued {escape(entry['fileName'])}: {entry['entryId']}")
+            console.print(f"queued {plain(entry['fileName'])}: {plain(entry['entryId'])}")
     if detach:
         return
     for entry in entries if not as_json else ():
@@ -144,15 +146,16 @@ def list_(
     table = table_of("backup", "video", "file", "size", "stored", "verified", "peer", *last)
     for backup in backups:
         verified = backup["verifiedAt"] or "never"
-        table.add_row(
+        add_row(
+            table,
             backup["backupId"],
-            escape(str(backup["videoId"])),
-            escape(backup["fileName"]),
+            str(backup["videoId"]),
+            backup["fileName"],
             format_size(backup["size"]),
             moment(backup["storedAt"]),
-            f"[red]{escape(backup['problem'])}[/red]" if backup["problem"] else moment(verified),
-            escape(backup["peer"]),
-            *((escape(backup["deletedBy"]), moment(backup["removedAt"])) if trash else ()),
+            red(backup["problem"]) if backup["problem"] else moment(verified),
+            backup["peer"],
+            *((backup["deletedBy"], moment(backup["removedAt"])) if trash else ()),
         )
     print_table(table)
 
@@ -166,14 +169,13 @@ def status(api: Api, as_json: bool) -> None:
     if as_json:
         show(ready | {"scrub": scrub})
         return
-    console.print(
+    told = (
         f"{api.url} is {ready['status']}: {ready['availableSpace']} can still be promised, "
-        f"{ready['pending']} requests wait, {ready['inProgress']} are in progress.",
-        highlight=False,
-        soft_wrap=True,
+        f"{ready['pending']} requests wait, {ready['inProgress']} are in progress."
     )
+    console.print(plain(told), highlight=False, soft_wrap=True)
     for line in told_of_scrub(scrub):
-        console.print(escape(line), highlight=False, soft_wrap=True)
+        console.print(plain(line), highlight=False, soft_wrap=True)
 
 
 @main.command()
@@ -191,28 +193,30 @@ def queue(api: Api, as_json: bool) -> None:
     if requests:
         table = table_of("request", "video", "state", "place", "received", "peer", "last error")
         for one in requests:
-            table.add_row(
+            add_row(
+                table,
                 one["requestId"],
-                escape(str(one["videoId"])),
+                str(one["videoId"]),
                 one["state"],
                 str(one["position"] or ""),
                 f"{format_size(one['receivedBytes'])} of {format_size(one['reservedBytes'])}",
-                escape(one["peer"]),
-                escape(one["lastError"] or ""),
+                one["peer"],
+                one["lastError"] or "",
             )
         table.title = "Kept for others"
         print_table(table)
     if entries:
         table = table_of("entry", "video", "file", "state", "sent", "to", "last error")
         for one in entries:
-            table.add_row(
+            add_row(
+                table,
                 one["entryId"],
-                escape(str(one["videoId"])),
-                escape(one["fileName"]),
+                str(one["videoId"]),
+                one["fileName"],
                 one["state"],
                 f"{format_size(one['sentBytes'])} of {format_size(one['size'])}",
-                escape(one["to"]),
-                escape(one["lastError"] or ""),
+                one["to"],
+                one["lastError"] or "",
             )
         table.title = "Sent to others"
         print_table(table)
@@ -237,7 +241,7 @@ def cancel(api: Api, identifier: str, as_json: bool) -> None:
         if as_json:
             show(answer)
         else:
-            console.print(f"{identifier} is cancelled.", highlight=False)
+            console.print(f"{plain(identifier)} is cancelled.", highlight=False)
         return
     fail(f"Nothing that waits or moves has the id {identifier}; `backupctl queue` shows what does.")
 
@@ -271,8 +275,8 @@ def verify(api: Api, backup_id: str | None, as_json: bool) -> None:
         console.print(f"[green]✓[/green] {whole} whole.", highlight=False)
     for backup in damaged if not as_json else ():
         complaints.print(
-            f"[red]✗[/red] {escape(backup['fileName'])} of {escape(backup['peer'])}, backup "
-            f"{backup['backupId']}: {escape(backup['problem'])}",
+            f"[red]✗[/red] {plain(backup['fileName'])} of {plain(backup['peer'])}, backup "
+            f"{plain(backup['backupId'])}: {plain(backup['problem'])}",
             highlight=False,
             soft_wrap=True,
         )
@@ -314,13 +318,14 @@ def rebuild(api: Api, as_json: bool) -> None:
         show(found)
     else:
         console.print(
-            f"{found['added']} backups were found and listed, {found['known']} were known.",
+            f"{plain(found['added'])} backups were found and listed, "
+            f"{plain(found['known'])} were known.",
             highlight=False,
         )
         for one in found["damaged"]:
-            complaints.print(f"[yellow]![/yellow] {escape(one['path'])}: {escape(one['why'])}")
+            complaints.print(f"[yellow]![/yellow] {plain(one['path'])}: {plain(one['why'])}")
         if found["moreDamaged"]:
-            complaints.print(f"… and {found['moreDamaged']} more.")
+            complaints.print(f"… and {plain(found['moreDamaged'])} more.")
         if found["added"]:
             console.print("`backupctl verify` reads them and tells whether they are whole.")
     if found["damaged"]:
@@ -341,11 +346,11 @@ def accept_root() -> None:
     root = os.path.abspath(settings.root)
     known = remembered(settings.ledger_url)
     if own_folder.accept_root(settings, known, lambda: secrets.token_urlsafe(32)):
-        words = f"[green]✓[/green] {escape(root)} is the root from now on. Start backupd; then "
+        words = f"[green]✓[/green] {plain(root)} is the root from now on. Start backupd; then "
         words += "`backupctl verify` asks the senders for what is not there."
     else:
-        words = f"The ledger ({escape(settings.ledger_url)}) knows no other root than "
-        words += f"{escape(root)}: there is nothing to accept."
+        words = f"The ledger ({plain(settings.ledger_url)}) knows no other root than "
+        words += f"{plain(root)}: there is nothing to accept."
     console.print(words, highlight=False, soft_wrap=True)
 
 
@@ -363,7 +368,7 @@ def doctor(api: Api, to: str | None, repair: bool, as_json: bool) -> None:
 
         def wait(seen: Any) -> None:
             read = f", {format_size(seen['bytesRead'])} read" if seen["bytesRead"] else ""
-            shown.update(f"looking at what is kept: {seen['lookedAt']} backups{read}")
+            shown.update(f"looking at what is kept: {plain(seen['lookedAt'])} backups{read}")
             time.sleep(POLL)
 
         findings = list(examine(os.environ, api, to, repair=repair, wait=wait))
@@ -377,10 +382,10 @@ def doctor(api: Api, to: str | None, repair: bool, as_json: bool) -> None:
     for one in findings if not as_json else ():
         mark = "[green]✓[/green]" if one.well else "[red]✗[/red]"
         console.print(
-            f"{mark} {escape(one.what)}: {escape(one.told)}", highlight=False, soft_wrap=True
+            f"{mark} {plain(one.what)}: {plain(one.told)}", highlight=False, soft_wrap=True
         )
         if one.advice:
-            console.print(f"    → {escape(one.advice)}", highlight=False, soft_wrap=True)
+            console.print(f"    → {plain(one.advice)}", highlight=False, soft_wrap=True)
     if not all(one.well for one in findings):
         sys.exit(1)
 

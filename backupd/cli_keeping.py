@@ -7,10 +7,9 @@ import time
 from typing import Any
 
 import click
-from rich.markup import escape
 
 from backupd.control import Api, part
-from backupd.terminal import complaints, console, moment, show
+from backupd.terminal import complaints, console, moment, plain, say, show
 
 __all__ = ["COMMANDS"]
 
@@ -45,7 +44,7 @@ def delete(api: Api, backup_id: str, now: bool, as_json: bool) -> None:
             f"`backupctl undelete {backup_id}` brings it back, `backupctl delete {backup_id} "
             "--now` frees its room."
         )
-    _say(answer, as_json, escape(words))
+    _say(answer, as_json, plain(words))
 
 
 @click.command()
@@ -55,7 +54,7 @@ def delete(api: Api, backup_id: str, now: bool, as_json: bool) -> None:
 def undelete(api: Api, backup_id: str, as_json: bool) -> None:
     """Take a backup out of the trash."""
     answer = api.call("POST", f"{_PATH}/{part(backup_id)}/undelete", {})
-    _say(answer, as_json, f"[green]✓[/green] {escape(backup_id)} is kept again.")
+    _say(answer, as_json, f"[green]✓[/green] {plain(backup_id)} is kept again.")
 
 
 @click.command()
@@ -67,7 +66,7 @@ def lock(api: Api, backup_id: str, until: str, as_json: bool) -> None:
     """Let nobody delete a backup until then, you neither; a lock can only be extended."""
     answer = api.call("POST", f"{_PATH}/{part(backup_id)}/lock", {"until": until})
     until = moment(answer["lockedUntil"])
-    _say(answer, as_json, f"[green]✓[/green] {escape(backup_id)} is locked until {until}.")
+    _say(answer, as_json, f"[green]✓[/green] {plain(backup_id)} is locked until {plain(until)}.")
 
 
 @click.command()
@@ -80,9 +79,9 @@ def audit(api: Api, follow: bool, limit: int, as_json: bool) -> None:
     answer = api.call("GET", f"/api/v1/audit?limit={limit}")
     while True:
         for event in answer["events"]:
-            click.echo(json.dumps(event) if as_json else _line(event))
+            say(json.dumps(event) if as_json else _line(event))
         if answer["trouble"]:
-            complaints.print(f"[yellow]![/yellow] {escape(answer['trouble'])}")
+            complaints.print(f"[yellow]![/yellow] {plain(answer['trouble'])}")
         if not follow:
             return
         if not answer["events"]:
@@ -95,8 +94,8 @@ def _line(event: Any) -> str:
     words = [event.get("time", ""), event["event"], *(one for one in known if one)]
     if "count" in event:
         words.append(f"{event['count']} times")
-    # What clients say may hold what moves a terminal's cursor.
     text = " ".join(map(str, words)) + (f": {event['why']}" if "why" in event else "")
+    # Of what clients say nothing may look like an event of its own.
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 

@@ -8,12 +8,22 @@ from collections.abc import Callable
 from typing import Any
 
 import click
-from rich.markup import escape
 
 from backupd.control import Api, part
 from backupd.settings import parse_duration
 from backupd.sizes import format_size, parse_size
-from backupd.terminal import Group, console, moment, print_table, show, span, table_of
+from backupd.terminal import (
+    Group,
+    add_row,
+    console,
+    moment,
+    plain,
+    print_table,
+    say,
+    show,
+    span,
+    table_of,
+)
 
 __all__ = ["hide", "peer"]
 
@@ -170,12 +180,13 @@ def invite(
         show(answer)
         return
     console.print(
-        f"{escape(name)} is invited for {escape(lasting)}. On the other server run\n",
+        f"{plain(name)} is invited for {plain(lasting)}. On the other server run\n",
         highlight=False,
     )
-    click.echo(f"backupctl peer join {answer['invitation']}\n")
+    say(f"backupctl peer join {answer['invitation']}")
+    click.echo()
     console.print(
-        f"and compare the fingerprint it shows with that of `backupctl peer show {escape(name)}`.",
+        f"and compare the fingerprint it shows with that of `backupctl peer show {plain(name)}`.",
         highlight=False,
     )
 
@@ -205,8 +216,8 @@ def _credentials(answer: Any, as_json: bool) -> None:
     if as_json:
         show(answer)
         return
-    click.echo(f"token:          {answer['token']}")
-    click.echo(f"signing secret: {answer['signingSecret']}")
+    say(f"token:          {answer['token']}")
+    say(f"signing secret: {answer['signingSecret']}")
     console.print("Nobody can show them again.", highlight=False)
 
 
@@ -240,8 +251,8 @@ def join(
         return
     told = answer["peer"]
     console.print(
-        f"[green]✓[/green] Paired with {escape(told['name'])} at {escape(told['url'])}.\n"
-        f"Fingerprint: {told['fingerprint']}\n"
+        f"[green]✓[/green] Paired with {plain(told['name'])} at {plain(told['url'])}.\n"
+        f"Fingerprint: {plain(told['fingerprint'])}\n"
         "It must be the one that the other server shows.",
         highlight=False,
         soft_wrap=True,
@@ -269,12 +280,13 @@ def list_(api: Api, as_json: bool) -> None:
         return
     table = table_of("peer", "state", "may", "quota", "where", "fingerprint")
     for one in answer["peers"]:
-        table.add_row(
+        add_row(
+            table,
             one["name"],
             one["state"],
             ", ".join(one["rights"]) or "nothing",
             _size(one["limits"]["quota"]),
-            escape(one["url"] or " ".join(one["origins"])),
+            one["url"] or " ".join(one["origins"]),
             one["fingerprint"] or "",
         )
     print_table(table)
@@ -314,7 +326,7 @@ def _show(one: Any, as_json: bool) -> None:
     }
     for name, value in lines.items():
         if value:
-            click.echo(f"{name:>13}: {value}")
+            say(f"{name:>13}: {value}")
 
 
 def _kept(retention: Any) -> str:
@@ -382,7 +394,7 @@ def rotate(api: Api, name: str, as_json: bool) -> None:
     elif as_json:
         show(answer)
     else:
-        console.print(f"[green]✓[/green] All that is shared with {escape(name)} is new.")
+        console.print(f"[green]✓[/green] All that is shared with {plain(name)} is new.")
 
 
 @peer.command()
@@ -396,7 +408,7 @@ def revoke(api: Api, name: str, as_json: bool) -> None:
         show(answer)
     else:
         console.print(
-            f"{escape(name)} is out. Its backups stay; `backupctl list --peer {escape(name)}` "
+            f"{plain(name)} is out. Its backups stay; `backupctl list --peer {plain(name)}` "
             "shows them.",
             highlight=False,
             soft_wrap=True,

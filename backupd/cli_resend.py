@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import click
-from rich.markup import escape
 
 from backupd.control import Api, ApiFailed, part
 from backupd.peer.origins import place_of
@@ -22,6 +21,7 @@ from backupd.terminal import (
     conclude,
     console,
     fail,
+    plain,
     progress_bar,
     short,
     show,
@@ -71,7 +71,8 @@ def resend(api: Api, to: str, source: str | None, detach: bool, as_json: bool) -
         before = f"; on their way already: {len(coming)}" if coming else ""
         before += f"; there: {len(there)}" if there else ""
         console.print(
-            f"Of the videos that {origin} kept, queued for {goal}: {len(entries)}{before}.",
+            f"Of the videos that {plain(origin)} kept, queued for {plain(goal)}: "
+            f"{len(entries)}{before}.",
             highlight=False,
             soft_wrap=True,
         )
@@ -192,7 +193,7 @@ def _follow(api: Api, entries: list[Any], *, quiet: bool) -> list[Any]:
                 if (waits := _why_it_waits(now.values())) is not None:
                     words += f"; {waits}"
                     if not told and not quiet and not console.is_terminal:
-                        complaints.print(waits, markup=False, highlight=False, soft_wrap=True)
+                        complaints.print(plain(waits), highlight=False, soft_wrap=True)
                         told = True
                 bars.update(
                     everything,
@@ -243,7 +244,7 @@ def _done(entry: Any) -> int:
 def _conclude(entries: list[Any], gone: list[Any], *, detach: bool) -> None:
     for one in gone:
         complaints.print(
-            f"[red]✗[/red] video {escape(str(one['videoId']))}: {escape(one['why'])}",
+            f"[red]✗[/red] video {plain(one['videoId'])}: {plain(one['why'])}",
             highlight=False,
             soft_wrap=True,
         )

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.markup import escape
 from rich.progress import TaskID
 
 from backupd.control import Api, ApiFailed, part, resolve
@@ -20,7 +19,7 @@ from backupd.errors import SettingsError
 from backupd.fetch import fetch, target_of
 from backupd.fetch_all import AllFetched, Outcome, Wanted, plan
 from backupd.sizes import format_size
-from backupd.terminal import complaints, console, fail, progress_bar, short, show
+from backupd.terminal import complaints, console, fail, plain, progress_bar, short, show
 from backupd.trust.files import sync_folder
 
 __all__ = ["restore"]
@@ -106,7 +105,7 @@ def _one(api: Api, backup_id: str, output: str | None, *, force: bool, as_json: 
         show({"backupId": backup_id, "path": str(target), "size": backup["size"], "sha256": digest})
     else:
         console.print(
-            f"[green]✓[/green] {escape(str(target))} is restored, sha256 {digest}",
+            f"[green]✓[/green] {plain(target)} is restored, sha256 {digest}",
             highlight=False,
             soft_wrap=True,
         )
@@ -154,7 +153,9 @@ def _listed(
         )
     if not backups and there is not None and there.api is not None:
         if not quiet:
-            complaints.print(f"Nothing of {peer} is kept here; {peer} is asked for ours.")
+            complaints.print(
+                f"Nothing of {plain(peer)} is kept here; {plain(peer)} is asked for ours."
+            )
         api, peer = there.api, None
         backups = list(api.pages("/api/v1/backups", "backups", {}))
     whose = sorted({backup["peer"] for backup in backups})
@@ -215,8 +216,8 @@ def _conclude(outcomes: list[Outcome], count: Counter[str], into: Path) -> None:
         for outcome in (one for one in outcomes if one.state == state):
             newest = outcome.wanted.newest
             complaints.print(
-                f"[red]✗[/red] video {escape(str(newest['videoId']))} "
-                f"({escape(newest['fileName'])}) {word}: {escape(outcome.why)}",
+                f"[red]✗[/red] video {plain(newest['videoId'])} "
+                f"({plain(newest['fileName'])}) {word}: {plain(outcome.why)}",
                 highlight=False,
                 soft_wrap=True,
             )
@@ -226,7 +227,7 @@ def _conclude(outcomes: list[Outcome], count: Counter[str], into: Path) -> None:
     mark = "[green]✓[/green]" if good == len(outcomes) else "[yellow]![/yellow]"
     console.print(
         f"{mark} {good} of {len(outcomes)} files ({format_size(size)}) are in "
-        f"{escape(str(into))} and verified{before}.",
+        f"{plain(into)} and verified{before}.",
         highlight=False,
         soft_wrap=True,
     )
@@ -268,7 +269,7 @@ class _Bars:
                 self.bars.remove_task(task)
             self._count(key, size)
         if outcome.state == "restored" and not self._quiet and not console.is_terminal:
-            console.print(f"{escape(str(target))} is restored", highlight=False, soft_wrap=True)
+            console.print(f"{plain(target)} is restored", highlight=False, soft_wrap=True)
 
     def _count(self, key: int, done: int) -> None:
         self._sum += done - self._done.get(key, 0)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import sys
 import time
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
 import click
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -19,6 +21,7 @@ from rich.progress import (
     TextColumn,
     TransferSpeedColumn,
 )
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -30,14 +33,19 @@ __all__ = [
     "OVER",
     "POLL",
     "Group",
+    "add_row",
     "complaints",
     "conclude",
     "console",
     "fail",
     "follow",
+    "harmless",
     "moment",
+    "plain",
     "print_table",
     "progress_bar",
+    "red",
+    "say",
     "short",
     "show",
     "span",
@@ -50,8 +58,52 @@ POLL = 0.3
 
 OVER = ("VERIFIED", "UNVERIFIED", "FAILED", "CANCELLED")
 
-console = Console()
-complaints = Console(stderr=True)
+_OBEYED = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What a terminal obeys instead of showing it, or cannot take: control characters but the end of a
+line, those that turn the direction of writing, and halves of characters.
+"""
+
+
+# -- what others have said -------------------------------------------------------------------------
+
+
+def harmless(text: str, *, lines: bool = False) -> str:
+    """``text`` in one line, unless it may be ``lines``, with nothing in it that a terminal obeys:
+    that is written out, as ``\\x1b``.
+    """
+    text = _OBEYED.sub(lambda met: _written(ord(met[0])), text)
+    return text if lines else text.replace("\n", "\\n")
+
+
+def _written(code: int) -> str:
+    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+
+
+def plain(said: object) -> str:
+    """What others have said, as a part of a line with markup: it is shown as it is, in that line,
+    and neither terminal nor markup obeys it.
+    """
+    return escape(harmless(str(said)))
+
+
+class _Terminal(Console):
+    """Shows nothing that the terminal obeys but what rich itself means.
+
+    Whatever gets to the terminal in text, in a table, or beside a bar comes by here.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(emoji=False, **options)  # a name like :bomb: is no picture
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        for one in super().render(renderable, options):
+            yield one if one.control else Segment(harmless(one.text, lines=True), one.style)
+
+
+console = _Terminal()
+complaints = _Terminal(stderr=True)
 
 
 class Group(click.Group):
@@ -74,13 +126,20 @@ class Group(click.Group):
 
 def fail(message: str) -> NoReturn:
     """Say what went wrong, and exit with 1."""
-    complaints.print(f"[red]backupctl:[/red] {escape(message)}", highlight=False, soft_wrap=True)
+    complaints.print(f"[red]backupctl:[/red] {plain(message)}", highlight=False, soft_wrap=True)
     sys.exit(1)
+
+
+def say(text: str) -> None:
+    """Print ``text`` in one line, however long, with nothing in it that a terminal obeys."""
+    click.echo(harmless(text))
 
 
 def show(data: Any) -> None:
     """Print ``data`` as JSON."""
-    click.echo(json.dumps(data, indent=2, ensure_ascii=False))
+    written = json.dumps(data, indent=2, ensure_ascii=False)
+    # The last of them, such as C1, are left by JSON as they are; they stand in texts alone.
+    click.echo(_OBEYED.sub(lambda met: f"\\u{ord(met[0]):04x}", written))
 
 
 class _Speed(TransferSpeedColumn):
@@ -91,14 +150,21 @@ class _Speed(TransferSpeedColumn):
         return super().render(task) if known else Text("")
 
 
+class _Said(TextColumn):
+    """Words that are no markup, and as wide as they are shown."""
+
+    def render(self, task: Task) -> Text:
+        return Text(harmless(self.text_format.format(task=task)))
+
+
 def progress_bar(*, transient: bool = False) -> Progress:
     """A bar with its words, bytes and speed."""
     return Progress(
-        TextColumn("{task.fields[name]}", markup=False),
+        _Said("{task.fields[name]}"),
         BarColumn(bar_width=None),
         DownloadColumn(binary_units=True),
         _Speed(),
-        TextColumn("{task.description}", markup=False),
+        _Said("{task.description}"),
         console=console,
         transient=transient,
     )
@@ -141,7 +207,7 @@ def follow(api: Api, entries: list[Any], *, quiet: bool) -> list[Any]:
 def _say_once(last: dict[str, str], entry: Any, words: str) -> None:
     if last.get(entry["entryId"]) != words:
         last[entry["entryId"]] = words
-        console.print(f"{escape(entry['fileName'])}: {escape(words)}", highlight=False)
+        console.print(f"{plain(entry['fileName'])}: {plain(words)}", highlight=False)
 
 
 def _words(entry: Any) -> str:
@@ -160,16 +226,17 @@ def _words(entry: Any) -> str:
 
 
 def short(name: str) -> str:
+    name = harmless(name)
     return name if len(name) <= 32 else f"{name[:15]}…{name[-16:]}"
 
 
 def conclude(entry: Any) -> None:
-    name = escape(entry["fileName"])
+    name = plain(entry["fileName"])
     match entry["state"]:
         case "VERIFIED":
             console.print(
-                f"[green]✓[/green] {name} is stored and verified: backup {entry['backupId']}, "
-                f"sha256 {entry['sha256']}",
+                f"[green]✓[/green] {name} is stored and verified: backup "
+                f"{plain(entry['backupId'])}, sha256 {plain(entry['sha256'])}",
                 highlight=False,
                 soft_wrap=True,
             )
@@ -180,8 +247,8 @@ def conclude(entry: Any) -> None:
                 soft_wrap=True,
             )
         case state:
-            why = escape(entry["lastError"] or "no reason is known")
-            complaints.print(f"[red]✗[/red] {name} {state.lower()}: {why}", soft_wrap=True)
+            why = plain(entry["lastError"] or "no reason is known")
+            complaints.print(f"[red]✗[/red] {name} {plain(state.lower())}: {why}", soft_wrap=True)
 
 
 def moment(timestamp: str) -> str:
@@ -229,9 +296,19 @@ def table_of(identifier: str, *columns: str) -> Table:
     return table
 
 
+def add_row(table: Table, *cells: str | Text) -> None:
+    """One more row of what others have said; a `Text` is shown in its own style."""
+    table.add_row(*(plain(one) if isinstance(one, str) else one for one in cells))
+
+
+def red(said: str) -> Text:
+    """What others have said, in a cell that is to be seen."""
+    return Text(harmless(said), style="red")
+
+
 def print_table(table: Table) -> None:
     """As wide as it needs where nobody sees it break."""
     if console.is_terminal:
         console.print(table)
     else:
-        Console(width=240).print(table)
+        _Terminal(width=240).print(table)
