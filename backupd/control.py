@@ -10,7 +10,7 @@ import re
 import ssl
 from collections.abc import Iterator, Mapping
 from typing import Any
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import SplitResult, quote, urlencode, urlsplit
 
 from cryptography.x509 import load_der_x509_certificate
 
@@ -24,6 +24,9 @@ __all__ = ["Api", "ApiFailed", "find_token", "find_url"]
 
 TIMEOUT = 60.0
 
+LONGEST = 64 * 1024 * 1024
+"""Bytes of an answer, unless it is a content: a page of a list has less than a tenth of that."""
+
 
 class ApiFailed(BackupdError):
     """The daemon could not be reached, or refused; ``status`` is 0 without an answer."""
@@ -35,8 +38,9 @@ class ApiFailed(BackupdError):
 
 def find_token(given: str | None, environ: Mapping[str, str]) -> str | None:
     """The control token: as given, from ``BACKUPD_TOKEN``, or from the file under the root."""
-    if given or environ.get("BACKUPD_TOKEN"):
-        return given or environ.get("BACKUPD_TOKEN")
+    for token in (given, environ.get("BACKUPD_TOKEN")):
+        if token is not None and token.strip():
+            return token
     try:
         return read_token(load(environ).token_file)
     except (FileNotFoundError, SettingsError):
@@ -51,9 +55,40 @@ def find_url(environ: Mapping[str, str]) -> str:
     except SettingsError:
         first = ""
     found = re.match(r"(tcp6?|ssl):(?:port=)?([0-9]+)", first)
-    if found is None:
-        return "http://localhost:3000"
+    if found is None or int(found[2]) > 65535:
+        return "http://localhost:3000"  # what does not call the daemon works all the same
     return f"{'https' if found[1] == 'ssl' else 'http'}://localhost:{found[2]}"
+
+
+def _parts_of(url: str) -> SplitResult:
+    """What can be called. Raises `ApiFailed` that says what is wrong with ``url``."""
+    why = "it is not http://HOST:PORT or https://HOST"
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # it is looked at only when it is asked for
+        host = (parts.hostname or "").encode("idna").decode("ascii")
+    except UnicodeError:
+        why = "its host is no name that can be looked up"
+    except ValueError as error:
+        why = str(error)
+    else:
+        if parts.scheme in ("http", "https") and re.fullmatch(r"[A-Za-z0-9._:%-]+", host):
+            if re.fullmatch("[!-~]*", parts.path):
+                return parts
+            why = "its path has characters that a URL must not have"
+    raise ApiFailed(f"{url!r} is no URL of a server ({why}); try http://localhost:3000")
+
+
+def _shown(token: str | None) -> str | None:
+    """The token as it stands in a header. Raises `ApiFailed` that never shows it."""
+    # Out of a file it comes with the end of its line, also with that of Windows.
+    token = (token or "").strip()
+    if re.fullmatch("[!-~]*", token):
+        return token or None
+    raise ApiFailed(
+        "The token has characters that no token has (it is not shown here); give it as it stands "
+        "in .backupd/control-token, with BACKUPD_TOKEN or --token."
+    )
 
 
 def _trusted(environ: Mapping[str, str]) -> ssl.SSLContext:
@@ -91,13 +126,13 @@ class Api:
     """
 
     def __init__(self, url: str, token: str | None, pin: str | None = None) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ApiFailed(f"{url!r} is no URL; try http://localhost:3000")
+        url = url.strip()
+        parts = _parts_of(url)
         self.url = url.rstrip("/")
-        self._host, self._port, self._tls = parts.hostname, parts.port, parts.scheme == "https"
+        self._host, self._port = parts.hostname or "", parts.port
+        self._tls = parts.scheme == "https"
         self._prefix = parts.path.rstrip("/")
-        self._token = token
+        self._token = _shown(token)
         self._pin = pin
         self._peer = ""
 
@@ -140,7 +175,7 @@ class Api:
             connection = self._connect()
             connection.request(method, self._prefix + path, data, sent)
             response = connection.getresponse()
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             advice = "Start it with `make run`, or say where it is with --url or BACKUPD_URL."
             if self._peer:
                 advice = f"It is the peer {self._peer!r}: ask there, or try again later."
@@ -159,11 +194,16 @@ class Api:
         query: Mapping[str, object] | None = None,
     ) -> Any:
         """The decoded answer. Raises `ApiFailed` unless it is a success."""
-        asked = urlencode({name: str(value) for name, value in (query or {}).items()})
+        asked = urlencode(
+            {name: str(value) for name, value in (query or {}).items()}, errors="replace"
+        )
         response = self.open(method, f"{path}?{asked}" if asked else path, body)
         try:
-            return json.loads(response.read() or b"null")
-        except (OSError, ValueError, http.client.HTTPException) as error:
+            answer = response.read(LONGEST + 1)
+            if len(answer) > LONGEST:
+                raise ApiFailed(f"{self.url} answered more than {LONGEST} bytes; is it backupd?")
+            return json.loads(answer or b"null")
+        except (OSError, ValueError, RecursionError, http.client.HTTPException) as error:
             raise ApiFailed(f"{self.url} answered what is no JSON: {error}") from error
 
     def pages(self, path: str, member: str, query: Mapping[str, object]) -> Iterator[Any]:
@@ -171,14 +211,20 @@ class Api:
         after: object = query.get("after", 0)
         while after is not None:
             page = self.call("GET", path, query=dict(query) | {"after": after, "limit": 500})
-            yield from page[member]
-            after = page["next"]
+            listed = page.get(member) if isinstance(page, dict) else None
+            if not isinstance(listed, list):
+                raise ApiFailed(f"{self.url} answered what is no list of {member}; is it backupd?")
+            yield from listed
+            after = page.get("next")
 
     def _refused(self, response: http.client.HTTPResponse) -> None:
         try:
             answer = json.loads(response.read(64 * 1024))
             message = str(answer.get("detail") or answer.get("message"))
-        except (OSError, ValueError, AttributeError, http.client.HTTPException):
+        except (
+            *(OSError, ValueError, RecursionError, AttributeError),
+            http.client.HTTPException,
+        ):
             message = f"{self.url} answered {response.status} {response.reason}."
         if response.status == 401 and self._peer:
             message = f"Peer {self._peer} does not take our token any more; has it revoked us?"
@@ -193,7 +239,7 @@ class Api:
 
 def part(identifier: str) -> str:
     """An id as a part of a path."""
-    return quote(identifier, safe="")
+    return quote(identifier, safe="", errors="replace")
 
 
 def resolve(path: str) -> str:

@@ -121,7 +121,7 @@ def _ledger(settings: Settings, root: str) -> Iterator[Finding]:
     """The volume of the ledger, if it is another than that of the root."""
     if not settings.ledger:
         return
-    folder = os.path.dirname(os.path.abspath(settings.ledger.removeprefix("sqlite:///")))
+    folder = os.path.dirname(os.path.abspath(settings.ledger_file))
     try:
         if os.stat(folder).st_dev == os.stat(root).st_dev:
             return
@@ -229,7 +229,11 @@ def _audit(api: Api) -> Iterator[Finding]:
 
 def _reach(what: str, url: str) -> Finding:
     try:
-        Api(url, None).call("GET", "/healthz")
+        api = Api(url, None)
+    except ApiFailed as error:
+        return Finding(what, False, str(error), "give its URL as https://backup.example.org")
+    try:
+        api.call("GET", "/healthz")
     except ApiFailed as error:
         advice = f"check that {url} is right and that its daemon runs"
         told = f"{url} does not answer" if error.status == 0 else str(error)

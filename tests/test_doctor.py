@@ -24,6 +24,15 @@ def test_it_makes_nothing(tmp_path: Path) -> None:
     assert "start the daemon" in found["root"].advice
 
 
+@pytest.mark.parametrize("url", ["http://x:abc", "http://[::1", "x"])
+def test_another_server_whose_url_is_none(tmp_path: Path, url: str) -> None:
+    """That it does not answer would send people to look after it."""
+    environ = {"BACKUPD_CONFIG": os.devnull, "BACKUPD_ROOT": str(tmp_path)}
+    found = {one.what: one for one in examine(environ, Api("http://127.0.0.1:9", None), url)}
+    assert "is no URL of a server" in found["other server"].told
+    assert not found["other server"].well
+
+
 def test_a_root_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "root").write_bytes(b"")
     environ = {"BACKUPD_CONFIG": os.devnull, "BACKUPD_ROOT": str(tmp_path / "root")}
