@@ -24,6 +24,7 @@ from backupd.cli_resend import resend
 from backupd.cli_restore import restore
 from backupd.control import Api, ApiFailed, find_token, find_url, part, resolve
 from backupd.doctor import examine
+from backupd.fetch import checked
 from backupd.sender.catalogue import id_of
 from backupd.settings import load
 from backupd.sizes import format_size
@@ -134,7 +135,7 @@ def list_(
         api = Api.at_peer(at, os.environ)
     query = {"peer": peer, "videoId": video_id, "trash": "true" if trash else None}
     wanted = {name: value for name, value in query.items() if value is not None}
-    backups = list(api.pages("/api/v1/backups", "backups", wanted))
+    backups = [checked(one) for one in api.pages("/api/v1/backups", "backups", wanted)]
     if as_json:
         show({"backups": backups})
         return

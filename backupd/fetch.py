@@ -6,6 +6,7 @@ import errno
 import hashlib
 import http.client
 import os
+import re
 import ssl
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +15,7 @@ from typing import Any
 from backupd.control import Api, ApiFailed, part
 from backupd.storage.names import file_name
 
-__all__ = ["fetch", "name_of", "target_of"]
-
+__all__ = ["Unfit", "checked", "fetch", "name_of", "target_of"]
 
 _AGAIN = "Run the same again to go on from there."
 _ADVICE = {
@@ -27,6 +27,39 @@ _ADVICE = {
     errno.EROFS: "See to it that you may write there, or give another -o.",
 }
 """What to do when it is the place that we write to."""
+
+
+class Unfit(ApiFailed):
+    """What a server says of a backup, or sends as it, can never be that backup."""
+
+
+_MEMBERS: dict[str, Any] = {
+    "backupId": str,
+    "peer": str,
+    "videoId": int | str,
+    "fileName": str,
+    "contentType": str | None,
+    "size": int,
+    "sha256": str,
+    "storedAt": str,
+    "verifiedAt": str | None,
+    "problem": str | None,
+}
+
+
+def checked(told: Any) -> Any:
+    """A backup as a server tells of it. Raises `Unfit` where that cannot be one."""
+    if (
+        isinstance(told, dict)
+        and all(name in told and isinstance(told[name], of) for name, of in _MEMBERS.items())
+        and told["size"] >= 0
+        and re.fullmatch("[0-9a-f]{64}", told["sha256"])
+    ):
+        return told
+    raise Unfit(
+        f"The server tells of a backup what cannot be ({str(told)[:400]}); nothing was asked for. "
+        "See to it that it is the right server, and that both run the same backupd."
+    )
 
 
 def name_of(backup: Any) -> str:
@@ -42,7 +75,10 @@ def target_of(output: str | None, backup: Any) -> Path:
 
 
 def fetch(api: Api, backup: Any, partial: Path, done: Callable[[int], None]) -> str:
-    """Bring ``partial`` to its full size, on the disk; the digest of the whole of it."""
+    """Bring ``partial`` to its full size, on the disk; the digest of the whole of it.
+
+    No more than that is ever taken. Raises `ApiFailed`; `Unfit` leaves nothing to go on from.
+    """
     hasher = hashlib.sha256()
     size = backup["size"]
     try:
@@ -62,6 +98,13 @@ def fetch(api: Api, backup: Any, partial: Path, done: Callable[[int], None]) -> 
                     file.truncate(0)
                     at, hasher = 0, hashlib.sha256()
                 while block := response.read(1024 * 1024):
+                    if at + len(block) > size:
+                        partial.unlink()
+                        raise Unfit(
+                            f"More than the {size} bytes of backup {backup['backupId']} came; "
+                            "all were thrown away. Try again, and "
+                            f"`backupctl verify {backup['backupId']}` there."
+                        )
                     file.write(block)
                     hasher.update(block)
                     at += len(block)

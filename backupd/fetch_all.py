@@ -15,7 +15,7 @@ from typing import Any
 
 from backupd.control import Api, ApiFailed
 from backupd.errors import BackupdError
-from backupd.fetch import fetch, name_of
+from backupd.fetch import Unfit, fetch, name_of
 from backupd.requests import video_key
 from backupd.sender.catalogue import stem_of, video_of
 from backupd.storage.names import folder_name
@@ -69,6 +69,7 @@ def plan(backups: Iterable[Any], *, every: bool = False) -> list[Wanted]:
     The sender finds each video there by its id: the file lies under its own name where that tells
     the id, and in a folder that is called by the id where it does not. With ``every`` each version
     has a folder of its own in there. It depends on the list alone, so a second run goes on.
+    Whatever the server says, each part of a path is a name in the folder before it.
     """
     versions: dict[str, list[Any]] = {}
     for backup in backups:
@@ -97,14 +98,14 @@ def _paths(backup: Any) -> list[tuple[str, ...]]:
     """Where it may lie: each further one meets fewer others."""
     name, key = name_of(backup), video_key(backup["videoId"])
     folder = folder_name(key)
-    paths = [(folder, name), (folder, backup["backupId"], name)]
+    paths = [(folder, name), (folder, folder_name(backup["backupId"]), name)]
     return [(name,), *paths] if video_key(video_of(stem_of(name))) == key else paths
 
 
 def _version_path(backup: Any) -> tuple[str, ...]:
     stamp = backup["storedAt"][:19].replace(":", "-")
     folder = folder_name(video_key(backup["videoId"]))
-    return folder, f"{stamp}-{backup['backupId']}", name_of(backup)
+    return folder, folder_name(f"{stamp}-{backup['backupId']}"), name_of(backup)
 
 
 def _apart(paths: list[list[tuple[str, ...]]]) -> list[int]:
@@ -260,6 +261,8 @@ class AllFetched:
         while True:
             try:
                 return fetch(self._api, choice, partial, done)
+            except Unfit as error:
+                raise _Lost(str(error)) from error
             except ApiFailed as error:
                 if (why := _of_our_disk(error)) is not None:
                     raise _Hopeless(f"{partial.parent} cannot be written: {why}") from error
@@ -296,7 +299,7 @@ def _damaged(backup: Any) -> str:
 
 
 def _partial(target: Path, backup: Any) -> Path:
-    return target.with_name(f".{backup['backupId']}.part")
+    return target.with_name(f".{folder_name(backup['backupId'])}.part")
 
 
 def _size(path: Path) -> int:

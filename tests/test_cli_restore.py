@@ -23,13 +23,17 @@ class Server:
     """Keeps one backup, whose name it chose itself."""
 
     def __init__(self, name: str) -> None:
-        self.backup = {
+        self.backup: dict[str, Any] = {
             "backupId": "id",
+            "peer": "someone",
             "videoId": 2,
             "fileName": name,
             "contentType": "video/mp4",
             "size": len(DATA),
             "sha256": hashlib.sha256(DATA).hexdigest(),
+            "storedAt": "2026-11-24T00:00:00.000Z",
+            "verifiedAt": None,
+            "problem": None,
         }
 
     def call(self, method: str, path: str) -> Any:
@@ -163,6 +167,55 @@ def test_what_ends_early_is_kept_for_the_next_time(tmp_path: Path) -> None:
     code, told = got(Gives(200, DATA[:4]), tmp_path / "x")
     assert (code, "Only 4 of 9 bytes came. Run the same again" in told) == (1, True)
     assert [(one.name, one.read_bytes()) for one in tmp_path.iterdir()] == [("x.part", DATA[:4])]
+
+
+class Endless(Answer):
+    """Never ends."""
+
+    def __init__(self) -> None:
+        super().__init__(200, b"")
+        self.given = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self.given += size or 0
+        assert self.given < 2**24, "it is taken without end"
+        return bytes(size or 0)
+
+
+@pytest.mark.parametrize("before", [b"", DATA[:4]])
+def test_no_more_is_taken_than_it_has(tmp_path: Path, before: bytes) -> None:
+    """Nothing stays that a second try would go on from."""
+    if before:
+        (tmp_path / "x.part").write_bytes(before)
+    server = Gives(200, b"")
+    server.open = lambda *_, **__: Endless()  # type: ignore[method-assign]
+    code, told = got(server, tmp_path / "x")
+    assert code == 1
+    assert "More than the 9 bytes of backup id came" in told
+    assert "Try again, and `backupctl verify id` there." in told
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"sha256": None},
+        {"sha256": "a\r\nb: c"},
+        {"sha256": "A" * 64},
+        {"size": -1},
+        {"size": "9"},
+        {"size": float("inf")},
+        {"fileName": None},
+        {"problem": 5},
+    ],
+)
+def test_what_could_not_be_checked_is_not_asked_for(tmp_path: Path, more: dict[str, Any]) -> None:
+    """A digest that is none would stand in a header of ours, and no file can have such a size."""
+    (tmp_path / "x.part").write_bytes(DATA[:4])
+    server = Gives(206, DATA[4:])
+    server.backup |= more
+    code, told = got(server, tmp_path / "x")
+    assert (code, "tells of a backup what cannot be" in told, server.asked) == (1, True, [])
 
 
 def test_other_bytes_are_thrown_away(tmp_path: Path) -> None:

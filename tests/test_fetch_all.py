@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from backupd.control import Api
 from backupd.fetch_all import AllFetched, Outcome, plan
 from backupd.sender.catalogue import Catalogue
+from backupd.storage.names import is_component
 
 
 def backup(number: int, video: object, name: str, **more: Any) -> Any:
@@ -84,6 +88,78 @@ def test_a_name_is_never_a_path() -> None:
     [path] = paths(backup(1, "../x", "../../etc/passwd"))
     assert ".." not in path.split("/")
     assert len(path.split("/")) == 2
+
+
+FOREIGN = [
+    {"storedAt": "/elsewhere/x"},
+    {"storedAt": "../../../../x"},
+    {"storedAt": ""},
+    {"backupId": "../../../x"},
+    {"backupId": "/x"},
+    {"backupId": "\0"},
+    {"videoId": ".."},
+    {"fileName": "../../x"},
+]
+"""What a server may say where it says something harmless otherwise."""
+
+
+@pytest.mark.parametrize("more", FOREIGN)
+@pytest.mark.parametrize("every", [False, True])
+def test_nothing_that_a_server_says_is_a_path(more: dict[str, Any], every: bool) -> None:
+    """Also where it lies in a folder of its own, since others have its name and its folder."""
+    listed = [backup(1, "a", "x.mp4"), backup(2, "A", "x.mp4"), backup(3, 3, "3.mp4")]
+    for number in range(3):
+        told = [one | more if one is listed[number] else one for one in listed]
+        for one in plan(told, every=every):
+            assert all(is_component(part) for part in one.path)
+
+
+class Gives:
+    """A server whose backups all have this content."""
+
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+
+    def open(self, method: str, path: str, headers: dict[str, str]) -> Any:
+        return io.BytesIO(self.content)
+
+
+def brought(into: Path, content: bytes, *backups: Any, every: bool = False) -> list[Outcome]:
+    """What becomes of what this server has."""
+    work = AllFetched(cast(Api, Gives(content)), into, wait_unit=0.0)
+    return list(work.run(plan(backups, every=every), 1))
+
+
+@pytest.mark.parametrize("more", FOREIGN)
+@pytest.mark.parametrize("every", [False, True])
+def test_nothing_is_written_beside_the_folder(
+    tmp_path: Path, more: dict[str, Any], every: bool
+) -> None:
+    """The bytes are right, and where they go is not what the server has chosen."""
+    told = backup(1, 2, "2.mp4", sha256=hashlib.sha256(b"x").hexdigest()) | more
+    assert [one.state for one in brought(tmp_path / "into", b"x", told, every=every)] == [
+        "restored"
+    ]
+    files = [one for one in tmp_path.rglob("*") if one.is_file()]
+    assert [one.read_bytes() for one in files] == [b"x"]
+    assert os.listdir(tmp_path) == ["into"]
+
+
+def test_more_bytes_than_were_told_are_that_copys_fault_alone(tmp_path: Path) -> None:
+    """Nothing of them stays, and all others come all the same."""
+    right = hashlib.sha256(b"xy").hexdigest()
+    outcomes = brought(
+        tmp_path,
+        b"xy",
+        backup(1, 1, "1.mp4", size=1),
+        backup(2, 2, "2.mp4", size=2, sha256=right),
+    )
+    assert {one.wanted.path: one.state for one in outcomes} == {
+        ("1.mp4",): "missing",
+        ("2.mp4",): "restored",
+    }
+    assert "More than the 1 bytes" in next(one.why for one in outcomes if one.state == "missing")
+    assert os.listdir(tmp_path) == ["2.mp4"]
 
 
 texts = st.text(alphabet="aA2.~/ é", min_size=1, max_size=4)
