@@ -346,7 +346,7 @@ def accept_root() -> None:
     settings = load(os.environ)
     root = os.path.abspath(settings.root)
     known = remembered(settings.ledger_url)
-    if own_folder.accept_root(settings, known, lambda: secrets.token_urlsafe(32)):
+    if own_folder.accept_root(settings, known, lambda: secrets.token_urlsafe(32), os.geteuid()):
         words = f"[green]✓[/green] {plain(root)} is the root from now on. Start backupd; then "
         words += "`backupctl verify` asks the senders for what is not there."
     else:

@@ -12,6 +12,7 @@ import errno
 import fcntl
 import hmac
 import os
+import pwd
 import stat
 from collections.abc import Callable
 from contextlib import suppress
@@ -104,10 +105,13 @@ def check_root(settings: Settings, known: Remembered) -> list[str]:
     )
 
 
-def accept_root(settings: Settings, known: Remembered, new_mark: Callable[[], str]) -> bool:
+def accept_root(
+    settings: Settings, known: Remembered, new_mark: Callable[[], str], user: int
+) -> bool:
     """Say that what lies at ``root`` is meant from now on, although the ledger knows another.
 
-    False where a start would go on anyway. Raises `SettingsError`.
+    False where a start would go on anyway. Raises `SettingsError`, also where ``user``, who says
+    so, is root and the daemon's user is another: he could not read the mark.
     """
     try:
         check_root(settings, known)
@@ -117,6 +121,8 @@ def accept_root(settings: Settings, known: Remembered, new_mark: Callable[[], st
     else:
         return False
     try:
+        if user == 0:
+            _check_owner(settings)
         os.listdir(root)  # it is not made here: who says this has looked at what is mounted
         _make(folder, root)
         # A new mark: should the old disk come back, it is another root. The one that it replaces
@@ -125,6 +131,24 @@ def accept_root(settings: Settings, known: Remembered, new_mark: Callable[[], st
     except OSError as error:
         raise SettingsError("root", f"cannot be written ({error.strerror}): {root}") from error
     return True
+
+
+def _check_owner(settings: Settings) -> None:
+    """Raises `SettingsError` where the ledger is not root's, and so the daemon is not either."""
+    root = os.path.dirname(settings.own_folder)
+    there = (settings.ledger_file, settings.own_folder, root)
+    path = next(filter(os.path.exists, there), root)
+    owner = os.stat(path).st_uid
+    if owner != 0:
+        try:
+            name = pwd.getpwuid(owner).pw_name
+        except KeyError:
+            name = str(owner)
+        raise SettingsError(
+            "root",
+            f"must be accepted by the user that backupd runs as, who could not read root's mark; "
+            f"{path} belongs to {name}: `runuser -u {name} -- backupctl accept-root`",
+        )
 
 
 class OwnFolder:

@@ -7,8 +7,10 @@ import itertools
 import os
 import stat
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from shutil import copytree
+from typing import Any
 
 import pytest
 
@@ -49,8 +51,8 @@ class Roots:
         assert self.all() == before
         return str(caught.value)
 
-    def accept(self, name: str, known: Remembered) -> bool:
-        return accept_root(self.settings(name), known, self.new)
+    def accept(self, name: str, known: Remembered, user: int = 1) -> bool:
+        return accept_root(self.settings(name), known, self.new, user)
 
     def all(self) -> dict[str, bytes | None]:
         found = self.folder.rglob("*")
@@ -172,6 +174,40 @@ def test_a_root_that_is_not_there_is_not_accepted(roots: Roots) -> None:
     with pytest.raises(SettingsError, match="cannot be written"):
         roots.accept("b", known)
     assert roots.all() == before
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_root_does_not_accept_for_another(
+    roots: Roots, monkeypatch: pytest.MonkeyPatch, elsewhere: bool
+) -> None:
+    """Its mark would be one that the daemon's user cannot read; whose the ledger is, is who that
+    is, also where the new disk is root's still.
+    """
+    known = Remembered(roots.claim("a"))
+    (roots.folder / "a" / ".backupd" / "root-mark").unlink()
+    ledger = roots.folder / "ledger.sqlite3"
+    ledger.touch()
+    settings = roots.settings("a")
+    if elsewhere:
+        settings = replace(settings, ledger=f"sqlite:///{ledger}")
+    whose = ledger if elsewhere else roots.folder / "a" / ".backupd"
+    owner, stat_of = 0, os.stat
+
+    def stat_as(path: Any, **more: Any) -> os.stat_result:
+        found = list(stat_of(path, **more))
+        found[stat.ST_UID] = owner if path == str(whose) else 0
+        return os.stat_result(found)
+
+    monkeypatch.setattr(os, "stat", stat_as)
+    before, owner = roots.all(), 4_000_000
+    with pytest.raises(
+        SettingsError, match="`runuser -u 4000000 -- backupctl accept-root`"
+    ) as told:
+        accept_root(settings, known, roots.new, 0)
+    assert f"{whose} belongs to 4000000" in str(told.value)
+    assert roots.all() == before
+    owner = 0
+    assert accept_root(settings, known, roots.new, 0)
 
 
 def failing(name: str, number: int, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
