@@ -260,6 +260,14 @@ def test_time_that_is_not_up(state: str) -> None:
     assert expired(timeless, now=1e12) is timeless
 
 
+@pytest.mark.parametrize(("later", "ends"), [(0.0, True), (0.5, True), (2.0, False)])
+def test_a_lease_beyond_the_time(later: float, ends: bool) -> None:
+    """It holds if it was given since then; not if both began at once, whichever way rounded."""
+    until = NOW - 20.0 + 600.0 + later
+    request = replace(BY_NAME["RECEIVING"], lease_until=until)  # type: ignore[arg-type]
+    assert isinstance(expired(request, now=NOW, lease=600.0, expiry=20.0), Expired) is ends
+
+
 def test_expired_tells_the_last_error() -> None:
     """An expired request says what went wrong last."""
     late = expired(BY_NAME["PENDING"], now=NOW)

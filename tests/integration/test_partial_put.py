@@ -150,8 +150,21 @@ def test_digests_are_of_the_piece_and_of_the_whole(link: Link) -> None:
     whole = digest(BYTES)
     assert is_problem(link.part(HALF, HALF + 9, Content_Digest=whole), 422)
     assert link.offset == HALF
+    assert is_problem(link.part(HALF, ALL, Repr_Digest=digest(BYTES[HALF:])), 422)
+    link.cut(HALF)
     piece = digest(BYTES[HALF:])
     assert link.part(HALF, ALL, Content_Digest=piece, Repr_Digest=whole).status == 200
+
+
+def test_what_the_last_piece_says_of_the_video_is_kept(link: Link) -> None:
+    link.cut(HALF)
+    named = 'attachment; filename="a b.mp4"'
+    last = link.part(HALF, ALL, Content_Type="video/mp4", Content_Disposition=named)
+    assert last.status == 200
+    assert link.stored() == BYTES
+    listed = call("GET", f"{link.daemon.url}/api/v1/backups?videoId={link.video}")
+    [backup] = listed.json["backups"]
+    assert (backup["contentType"], backup["fileName"]) == ("video/mp4", "a b.mp4")
 
 
 def test_a_piece_that_is_cut_keeps_what_arrived(link: Link) -> None:
@@ -194,6 +207,13 @@ def test_a_range_that_makes_no_sense_is_400(link: Link, span: str) -> None:
     """Nothing of its body is taken for anything."""
     link.cut(HALF)
     is_problem(link.put(span, REST), 400, "Content-Range")
+    assert link.offset == HALF
+
+
+def test_a_range_that_ends_beyond_the_length_is_400(link: Link) -> None:
+    """The length is that of the whole, not the number of its last byte."""
+    link.cut(HALF)
+    is_problem(link.put(f"bytes {HALF}-{ALL}/{ALL}", REST + b"x"), 400, "Content-Range")
     assert link.offset == HALF
 
 

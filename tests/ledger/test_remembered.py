@@ -18,7 +18,7 @@ from backupd.interfaces import Remembered
 from backupd.ledger.opening import SOME, remembered
 from backupd.ledger.sql import SqlLedger
 from backupd.ledger.upgrade import upgrade
-from tests.conformance.samples import a_kept_backup
+from tests.conformance.samples import NOW, a_kept_backup, an_ask, an_upload, plenty
 from tests.ledger.offs import at_once
 from tests.outcomes import result_of
 
@@ -120,6 +120,16 @@ def test_a_ledger_of_an_older_version(tmp_path: Path) -> None:
             "0, 'p/2/a', 'n')"
         )
     assert remembered(f"sqlite:///{path}").folders == ("p/2/a",)
+
+
+def test_only_uploads_with_bytes(tmp_path: Path) -> None:
+    """Of the others there is nothing on the right volume either."""
+    ledger = opened(tmp_path / "ledger", None)
+    result_of(ledger.admit(an_ask("1"), plenty, now=NOW, max_pending=100))
+    uploads = [an_upload("1"), an_upload("2", offset=1, allocated=1)]
+    result_of(ledger.change("request-1", lambda r: r, put=uploads))
+    result_of(ledger.close())
+    assert remembered(f"sqlite:///{tmp_path}/ledger") == Remembered(uploads=("upload-2",))
 
 
 def test_not_a_million(tmp_path: Path) -> None:

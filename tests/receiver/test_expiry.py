@@ -11,7 +11,7 @@ from backupd.receiver import digests, expiry
 from backupd.receiver.digests import Digests
 from backupd.receiver.expiry import AT_ONCE
 from backupd.receiver.transfer import Outcome
-from backupd.requests import Live, Pending, Receiving
+from backupd.requests import Live, Pending, Receiving, state_name
 from backupd.waiting import go_on
 from tests.receiver.world import (
     ManualOff,
@@ -281,11 +281,14 @@ class ExpiryTests(WorldCase):
         self.check_expires(request_id, LEASE, "RECEIVING")
 
     def test_no_lease_is_given_for_ever(self) -> None:
-        """A new one each time, and no byte, keeps it for one lease in all."""
+        """A new one with each body that comes to nothing keeps it for one lease in all."""
         request_id = self.at_the_last_moment()
         for _ in range(9):
-            now(self.world.intake.announce(request_id))
-            self.world.create(request_id, 4)
+            empty = self.world.receive(request_id, self.world.source(UploadCut("lost")), 4)
+            self.raises(UploadCut, empty)
+            request = self.world.request(request_id)
+            assert isinstance(request, Receiving)
+            assert request.lease_until == self.clock.seconds() + LEASE
             self.clock.advance(LEASE / 10)
             self.world.sweep()
         assert self.world.state(request_id) == "RECEIVING"
@@ -305,6 +308,32 @@ class ExpiryTests(WorldCase):
         self.clock.advance(1)
         world.sweep()
         self.check_expired(request_id, world)
+
+    def test_it_ends_in_one_step(self) -> None:
+        """Nobody whose time is up is put back in line first: that would be offered once more."""
+        world = self.make("short", {"upload_expiry": LEASE})
+        request_id = world.offered()
+        seen: list[str] = []
+        world.ledger.watch(lambda request: seen.append(state_name(request)))
+        self.clock.advance(LEASE)
+        world.sweep()
+        assert seen == ["EXPIRED"]
+        self.check_expired(request_id, world)
+
+    def test_bytes_that_are_not_durable_yet(self) -> None:
+        """They count: who sends them is not cut, and has its time from them on."""
+        world = self.make("short", {"upload_expiry": 20.0})
+        request_id = world.offered()
+        source = world.source()
+        done = world.receive(request_id, source, 4)
+        self.clock.advance(1)
+        source.give(b"12")
+        assert world.uploads()[0].offset == 0
+        self.clock.advance(19)
+        world.sweep()
+        assert (world.state(request_id), source.aborted) == ("RECEIVING", False)
+        source.give(b"34", b"")
+        assert isinstance(now(done), Outcome)
 
     def test_bytes_at_the_last_moment(self) -> None:
         """With bytes that have come and are not durable yet it has a day more."""

@@ -372,6 +372,29 @@ class LedgerTests(FaultCase):
         assert self.world.on_disk() == {}
         assert logged(self) == []
 
+    def test_what_comes_while_it_looks(self) -> None:
+        """What cannot be removed while a sweep asks the ledger waits for the next sweep."""
+        ids = [self.world.offered(video, size=len(DATA)) for video in (1, 2)]
+        for request_id in ids:
+            self.world.send(request_id, DATA)
+        self.fs.fault = failing(errno.EIO, "unlink")
+        now(self.world.keeper.give_up(ids[0]))
+        answers, slow = self.world.ledger.uploads, Deferred[list[Upload]]()
+        set_attribute(self, self.world.ledger, "uploads", lambda _: slow)
+        self.world.sweep()
+        found = now(answers(None))
+        set_attribute(self, self.world.ledger, "uploads", answers)
+        now(self.world.keeper.give_up(ids[1]))
+        self.well()
+        slow.callback(found)
+        assert len(self.world.on_disk()) == 1
+        self.world.sweep()
+        assert self.world.on_disk() == {}
+        asked: list[str | None] = []
+        set_attribute(self, self.world.ledger, "uploads", asked.append)
+        self.world.sweep()
+        assert asked == [], "nothing is left"
+
     def test_cut(self) -> None:
         """An offset that could not be committed is not told, and its digest not remembered."""
         request_id = self.world.offered()

@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred, succeed
 from backupd.errors import StorageFailed
 from backupd.interfaces import ILedger, IStorage, Totals
 from backupd.receiver.twice import Twice
-from tests.receiver.world import now, sync
+from tests.receiver.world import ManualOff, now, sync
 
 MOST, LEAST = 100, 10
 
@@ -55,6 +55,16 @@ def test_nothing_is_lent_to_two() -> None:
     now(one.aclose())
     assert volume.twice.taken == 50
     assert now(lent(volume, third)) == 100
+
+
+def test_it_is_promised_to_nobody_while_the_volume_is_asked() -> None:
+    """What was free as it was looked at must not be promised before it is lent."""
+    volume, stack, off = Volume(free=50), AsyncExitStack(), ManualOff()
+    volume.twice = Twice(ledger=cast(ILedger, volume), storage=cast(IStorage, volume), off=off)
+    waiting = lent(volume, stack)
+    assert volume.twice.taken == MOST
+    off.release()
+    assert now(waiting) == volume.twice.taken == 50
 
 
 def test_the_least_is_lent_to_one_at_a_time() -> None:
