@@ -187,6 +187,41 @@ class JoiningTests(WorldCase):
         self.world.send(request_id, DATA[cut:], upload_id=late.upload_id, offset=0)
         assert join(self.world, request_id).sha256 == sha256(DATA)
 
+    def test_a_part_of_what_waits_and_of_what_does_not(self) -> None:
+        """Its end joins what is complete by it, in whatever order they were asked for."""
+        for video, waits_first in enumerate((True, False)):
+            request_id = self.world.offered(video, size=2 * len(DATA))
+            never = self.world.create(request_id, 100, partial=True).upload_id
+            cut = 100 * KIB
+            [first] = send_parts(self.world, request_id, [DATA[:cut]])
+            late = self.world.create(request_id, len(DATA) - cut, partial=True).upload_id
+            asked = [[never, late], [first, late]]
+            for parts in asked if waits_first else reversed(asked):
+                final_of(self.world, request_id, parts)
+            self.world.send(request_id, DATA[cut:], upload_id=late, offset=0)
+            outcome = now(self.world.resources.join_with(request_id, late))
+            assert outcome.sha256 == sha256(DATA)
+
+    def test_two_parts_that_end_at_the_same_time(self) -> None:
+        """One of them joins; the other's sender is told nothing but that its bytes are here."""
+        off = ManualOff()
+        world = self.make("manual", off=off)
+        request_id = world.offered(size=len(DATA))
+        parts = []
+        for piece in (DATA[: 100 * KIB], DATA[100 * KIB :]):
+            part = world.create(request_id, len(piece), partial=True).upload_id
+            sent = world.receive(
+                request_id, world.source(piece, b""), len(piece), upload_id=part, offset=0
+            )
+            off.release_all()
+            assert now(sent).whole
+            parts.append(part)
+        final_of(world, request_id, parts)
+        one, other = (go_on(world.resources.join_with(request_id, part)) for part in parts)
+        assert now(other) is None
+        off.release_all()
+        assert now(one).sha256 == sha256(DATA)
+
     def test_the_same_again(self) -> None:
         """A client whose answer was lost says the same again, and nothing is made twice."""
         request_id = self.world.offered(size=len(DATA))
