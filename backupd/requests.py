@@ -324,10 +324,12 @@ def receiving(request: BackupRequest, *, lease_until: float) -> Receiving:
 
 
 def progressed(request: BackupRequest, *, lease_until: float, expires_at: float) -> Live:
-    """Bytes became durable."""
+    """Bytes became durable; of an upload beside the one that is RECEIVED, perhaps."""
     alive = live(request, "continued")
     if isinstance(alive, Offered | Receiving):
         return replace(alive, lease_until=lease_until, expires_at=expires_at)
+    if isinstance(alive, Received):
+        return replace(alive, expires_at=expires_at)
     return alive
 
 

@@ -240,10 +240,16 @@ def test_progress_moves_lease_and_expiry(state: str) -> None:
     assert (new.lease_until, new.expires_at) == (NOW + 10, NOW + 100)
 
 
-@pytest.mark.parametrize("state", ["PENDING", "RECEIVED", "STORING"])
+@pytest.mark.parametrize("state", ["PENDING", "STORING"])
 def test_progress_elsewhere_changes_nothing(state: str) -> None:
     """Bytes that become durable after the turn is over change no state."""
     assert STEPS["progressed"](BY_NAME[state]) is BY_NAME[state]
+
+
+def test_progress_beside_what_is_whole() -> None:
+    """It puts off the end, which would take these bytes too."""
+    new = STEPS["progressed"](BY_NAME["RECEIVED"])
+    assert new == replace(BY_NAME["RECEIVED"], expires_at=NOW + 100)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("state", ["OFFERED", "RECEIVING"])

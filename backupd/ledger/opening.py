@@ -125,7 +125,8 @@ def remembered(where: str | URL) -> Remembered:
 
 def _look_into(path: str) -> sqlite3.Connection:
     """A connection that makes no ledger, and changes nothing of what one holds."""
-    file = f"file:{quote(path)}?mode="
+    # With its empty host: of a path that begins with two slashes a part would be taken for one.
+    file = f"file://{quote(os.path.abspath(path))}?mode="
     reading = sqlite3.connect(f"{file}ro", uri=True)
     try:
         reading.execute("SELECT count(*) FROM sqlite_master")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
 from threading import Lock
@@ -107,7 +107,7 @@ class BlockWriter:
         *,
         off: OffThread,
         clock: IReactorTime,
-        checkpoint: Callable[[int], Deferred[Any]],
+        checkpoint: Callable[[int], Awaitable[Any]],
         load: Load,
     ) -> None:
         self._upload = upload

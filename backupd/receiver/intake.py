@@ -496,19 +496,18 @@ class Intake:
 
         Not what the ledger knows: its sender has begun it anew, or will.
         """
-        left = list(self._left)
+        left, self._left = list(self._left), {}
         if not left:
             return
         try:
             known = {one.upload_id for one in await self._ledger.uploads(None)}
         except LedgerFailed as error:
+            self._left = dict.fromkeys([*left, *self._left])
             self._log.warn(
                 "what is to be removed stays until the next sweep: {why}", why=str(error)
             )
             return
-        # What has come to the list meanwhile may be known by now.
-        for one in left:
-            self._left.pop(one, None)
+        # What has come to the list meanwhile may have been known a moment ago, and stays there.
         await self.discard([upload_id for upload_id in left if upload_id not in known])
 
     # -- ending -----------------------------------------------------------------------------------

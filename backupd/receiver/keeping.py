@@ -322,11 +322,12 @@ class Keeper:
         """FAILED, and nothing of it stays on the disk or reserved."""
         request_id = request.ask.request_id
         uploads = await self._ledger.uploads(request_id)
+        # First: what had its name already, and cannot be removed yet, nobody else would look for.
+        await self._off(self._storage.remove, request.backup)
         await self._ledger.change(request_id, lambda r: abandoned(r, reason=reason, now=now))
         self._log.error("request {request_id} is FAILED: {why}", request_id=request_id, why=reason)
         for upload in uploads:
             await self._intake.discard([upload.upload_id])
-        await self._off(self._storage.remove, request.backup)
 
     # -- what is kept -----------------------------------------------------------------------------
 

@@ -30,15 +30,25 @@ async def recover(
     """
     on_disk = await off(storage.uploads)
     uploads = {one.upload_id: one for one in await ledger.uploads(None)}
+    later: set[str] = set()
     for final in [one for one in uploads.values() if one.parts and one.offset == 0]:
-        await _recover_joining(ledger, storage, off, final, uploads, on_disk)
+        try:
+            await _recover_joining(ledger, storage, off, final, uploads, on_disk)
+        except (NoRoom, StorageFailed) as error:
+            # Joining does the same when it goes on; until then these two are not what they seem.
+            later.update((final.upload_id, final.parts[0]))
+            _log.error(
+                "upload {upload_id} is joined later: {why}",
+                upload_id=final.upload_id,
+                why=str(error),
+            )
     gone: set[str] = set()
     for upload in uploads.values():
-        if upload.upload_id not in gone:
+        if upload.upload_id not in gone | later:
             allocated = on_disk.get(upload.upload_id)
             gone.update(await _recover_upload(ledger, upload, allocated, clock.seconds()))
     known = {one.upload_id for one in uploads.values() if one.offset > 0} - gone
-    for upload_id in [one for one in on_disk if one not in known]:
+    for upload_id in [one for one in on_disk if one not in known | later]:
         _log.info("removing unfinished upload {upload_id}", upload_id=upload_id)
         try:
             await off(storage.discard, upload_id)

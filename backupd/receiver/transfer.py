@@ -10,11 +10,11 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from backupd.errors import BackupdError, Invalid, TooLarge, UploadCut
+from backupd.errors import BackupdError, Invalid, Over, TooLarge, UploadCut
 from backupd.interfaces import ILedger, IUpload, OffThread, Source, Upload
 from backupd.receiver.blocks import BlockWriter, Hasher, Load
 from backupd.receiver.digests import Check, Digests, Discard, Judge, Known, digest_of
-from backupd.requests import Ask, BackupRequest, progressed
+from backupd.requests import Ask, BackupRequest, Cancelled, progressed
 from backupd.settings import Settings
 
 __all__ = ["Outcome", "Transfer"]
@@ -125,7 +125,7 @@ class Transfer:
             if not whole or self._hasher is None:
                 await self._checkpoint(size)
                 self._remember(size)
-                return replace(upload, offset=size)
+                return replace(self._upload, offset=size)
             named = replace(
                 upload,
                 file_name=file_name() or upload.file_name,
@@ -158,8 +158,23 @@ class Transfer:
         if self._hasher is not None and self._base is None:
             self._remembered.remember(self._upload.upload_id, offset, self._hasher)
 
-    def _checkpoint(self, offset: int) -> Deferred[BackupRequest]:
-        """Record that the bytes before ``offset`` are durable."""
+    async def _checkpoint(self, offset: int) -> BackupRequest:
+        """Record that the bytes before ``offset`` are durable.
+
+        A part may belong to what joins it by now.
+        """
+        try:
+            return await self._record(offset)
+        except Over:
+            request = await self._ledger.request(self.ask.request_id)
+            into = request.into if isinstance(request, Cancelled) else None
+            if into is None:
+                raise
+            self.ask = (await self._ledger.request(into)).ask
+            self._upload = replace(self._upload, request_id=into)
+            return await self._record(offset)
+
+    def _record(self, offset: int) -> Deferred[BackupRequest]:
         now = self._clock.seconds()
         return self._ledger.change(
             self.ask.request_id,

@@ -76,6 +76,11 @@ def test_one_that_is_open(file: Path) -> None:
     result_of(ledger.close())
 
 
+def test_a_path_with_a_slash_too_many(file: Path) -> None:
+    """A root that is written as "//srv/backups" is the one that it is everywhere else."""
+    assert remembered(f"sqlite:////{url(file).removeprefix('sqlite:///')}").root == "mark"
+
+
 def test_after_a_crash(file: Path, tmp_path: Path) -> None:
     """What is in the log only is read, and the log with the room set aside for it is left."""
     ledger = opened(file, "in the log")

@@ -348,6 +348,22 @@ class ExpiryTests(WorldCase):
         source.cut()
         self.raises(UploadCut, done)
 
+    def test_bytes_beside_a_whole_upload(self) -> None:
+        """They are the last byte too: what was acknowledged is not thrown away under its sender."""
+        world = self.make("short", {"upload_expiry": 20.0})
+        request_id = world.offered(size=2000)
+        one, other = (world.create(request_id, 1000) for _ in range(2))
+        source = world.source()
+        done = world.receive(request_id, source, 1000, upload_id=other.upload_id, offset=0)
+        world.send(request_id, b"x" * 1000, upload_id=one.upload_id, offset=0)
+        for _ in range(5):
+            self.clock.advance(5)
+            source.give(b"x")
+            world.sweep()
+            assert world.state(request_id) == "RECEIVED"
+        source.cut()
+        self.raises(UploadCut, done)
+
     def test_bytes_keep_it(self) -> None:
         """A slow upload lives as long as bytes come."""
         request_id = self.world.offered()

@@ -372,6 +372,28 @@ class LedgerTests(FaultCase):
         assert self.world.on_disk() == {}
         assert logged(self) == []
 
+    def test_what_ends_while_it_looks(self) -> None:
+        """What could not be begun at first, and ends while a sweep asks, was known a moment ago."""
+        request_id = self.world.offered(size=len(DATA))
+        upload = self.world.create(request_id, len(DATA))
+        begun = {"upload_id": upload.upload_id, "offset": 0}
+        self.fs.fault = failing(errno.EIO, "lstat")
+        source = self.world.source(DATA, b"")
+        self.raises(StorageFailed, self.world.receive(request_id, source, len(DATA), **begun))
+        self.well()
+        self.world.send(request_id, DATA, **begun)
+        self.fs.fault = failing(errno.EIO, "unlink")
+        answers, slow = self.world.ledger.uploads, Deferred[list[Upload]]()
+        set_attribute(self, self.world.ledger, "uploads", lambda _: slow)
+        self.world.sweep()
+        found = now(answers(None))
+        set_attribute(self, self.world.ledger, "uploads", answers)
+        now(self.world.keeper.give_up(request_id))
+        self.well()
+        slow.callback(found)
+        self.world.sweep()
+        assert self.world.on_disk() == {}
+
     def test_what_comes_while_it_looks(self) -> None:
         """What cannot be removed while a sweep asks the ledger waits for the next sweep."""
         ids = [self.world.offered(video, size=len(DATA)) for video in (1, 2)]

@@ -425,6 +425,27 @@ class FaultTests(WorldCase):
             again.check_accounts()
         assert number > 20
 
+    def test_a_start_on_a_volume_that_fails(self) -> None:
+        """It is no reason not to start, and nothing of what was being joined is removed."""
+        world, fs, request_id = self.prepared("begun")
+
+        def renamed(number: int, function: str, path: str) -> None:
+            if function == "fsync" and path.endswith("incoming"):
+                raise Crash
+
+        fs.fault = renamed
+        self.raises(Crash, world.join_what_waits(request_id))
+        fs.close_all()
+        now(world.ledger.close())
+        fs = FaultyFileSystem(world.root)
+        fs.fault = failing(errno.ENOSPC, "fsync", "incoming")
+        again = world.restart(fs=fs)
+        fs.fault = lambda number, function, path: None
+        now(again.resources.go_on())
+        assert again.state(request_id) == "RECEIVED"
+        assert again.uploads()[0].sha256 == sha256(DATA)
+        again.check_accounts()
+
     def test_failure_anywhere(self) -> None:
         """Whatever call fails, joining can be tried again, and no byte is lost."""
         for number in itertools.count():

@@ -485,6 +485,22 @@ class StuckTests(KeepingCase):
             assert world.state(request_id) == "FAILED"
             assert now(world.ledger.totals()).promised == 0
 
+    def test_what_is_given_up_is_not_left_behind(self) -> None:
+        """Where it has its name already, and a full volume cannot remove it yet, it is removed or
+        stored once that can be done: unlisted, nobody would look for it any more.
+        """
+        world, fs, request_id = self.faulty()
+        fs.fault = failing(errno.ENOSPC, "fsync", "incoming")
+        self.raises(NoRoom, world.keeper.complete(request_id))
+        fs.fault = failing(errno.ENOSPC, "unlink")
+        self.clock.advance(86401)
+        world.sweep()
+        fs.fault = lambda number, function, path: None
+        world.sweep()
+        there = {one.name for one in Path(world.root).iterdir()} - {".backupd"}
+        assert bool(there) == bool(self.listed(world)) == (world.state(request_id) == "STORED")
+        assert now(world.ledger.totals()).promised == 0
+
     def test_said_again(self) -> None:
         """Saying it again goes on with the same backup."""
         world, fs, request_id = self.faulty()

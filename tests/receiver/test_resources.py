@@ -405,6 +405,27 @@ class DirectTests(WorldCase):
         assert final.request_id == request.ask.request_id
         return request_ids, parts, request
 
+    def test_joined_while_a_part_is_being_sent(self) -> None:
+        """Who sends it goes on: it is the whole's from then on (concatenation-unfinished)."""
+        (one, first), (other, second) = (self.begin(self.world, None, size) for size in (400, 600))
+        self.world.send(one, DATA[:400], upload_id=first.upload_id, offset=0)
+        source = self.world.source(DATA[400:500])
+        work = self.world.receive(other, source, 600, upload_id=second.upload_id, offset=0)
+        parts = [now(self.world.resources.find(one, first.upload_id)), second]
+        ask = self.world.admission.direct_ask(peer="local", video=9, size=len(DATA))
+        request, final = now(
+            self.world.resources.join_direct(ask, parts, Described(length=None, concat="final;"))
+        )
+        assert now(self.world.resources.join(final)) is None
+        self.world.tick()
+        source.give(DATA[500:], b"")
+        sent = now(work)
+        assert isinstance(sent, Upload)
+        outcome = now(self.world.resources.join_with(sent.request_id, sent.upload_id))
+        assert outcome.sha256 == sha256(DATA)
+        assert outcome.request.ask.request_id == request.ask.request_id
+        self.world.check_accounts()
+
     def test_joined_from_parts(self) -> None:
         """What joins parts takes over what was reserved for them, and nothing more."""
         request_ids, _, request = self.join()
