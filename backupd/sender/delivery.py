@@ -349,6 +349,8 @@ class Delivery:
                     raise
                 reached = told
             else:
+                if reached <= offset:
+                    raise PeerFailed("The receiver took nothing of what was sent, and said yes.")
                 conflicts = 0
                 memory.piece = next_piece(goal - offset, self._clock.seconds() - begun)
                 arrived(begun, reached - offset)

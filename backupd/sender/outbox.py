@@ -32,7 +32,7 @@ from backupd.sender.catalogue import (
 from backupd.sender.courier import Courier
 from backupd.sender.notices import anybody, take_notice
 from backupd.sender.sharing import UnderWay, longest_due, share
-from backupd.sender.steps import GOING, OVER, moved
+from backupd.sender.steps import GOING, OVER, changed, moved
 from backupd.settings import Settings
 from backupd.waiting import go_on
 
@@ -109,7 +109,8 @@ class Outbox:
         """Send the file at ``path``, or the catalogue's file for ``video``, to the server ``to``.
 
         Without ``video`` the file's name is its id. The entry that is sending the same file to
-        the same server already is returned as it is. Raises `Invalid`.
+        the same server already is returned as it is; it asks anew where the file has changed.
+        Raises `Invalid`.
         """
         check_link("to", to)
         place = place_of(to)
@@ -147,6 +148,16 @@ class Outbox:
                 to=place.origin,
                 video=kept.video,
             )
+        elif (kept.size, kept.modified_ns) != (size, modified_ns):
+            # All of the old may have arrived: nobody would look at the file again.
+            step = changed(
+                size=size,
+                modified_ns=modified_ns,
+                capability=entry.capability,
+                now=now,
+                deadline=entry.deadline,
+            )
+            kept = await self._ledger.change_entry(kept.entry_id, step)
         self._nudge()
         return kept
 

@@ -20,6 +20,7 @@ __all__ = [
     "OVER",
     "STORED",
     "again",
+    "changed",
     "moved",
     "noticed",
     "said_yes",
@@ -47,6 +48,30 @@ def moved(state: str, *, leaving: frozenset[str] | set[str], now: float, **chang
         return replace(
             entry, **{"state": state, "changed_at": changed_at, "due_at": now, **changes}
         )
+
+    return step
+
+
+def changed(*, size: int, modified_ns: int, capability: str, now: float, deadline: float) -> Step:
+    """What is being sent is not what the file is now: ask for that, whatever came of the old.
+
+    The receiver may have stored the old, and call again for that: not by the link of the new.
+    """
+    asking = moved(
+        "ASKING",
+        leaving=GOING - {"ASKING"},
+        now=now,
+        capability=capability,
+        deadline=deadline,
+        attempts=0,
+        last_error="The file has changed.",
+        request_id=None,
+        status_url=None,
+    )
+
+    def step(entry: Entry) -> Entry:
+        same = (entry.size, entry.modified_ns) == (size, modified_ns)
+        return entry if same else asking(entry)
 
     return step
 

@@ -102,6 +102,26 @@ def test_what_was_acknowledged_is_never_sent_twice(case: Case, restart: bool) ->
     assert case.entry(entry).sha256 == hashlib.sha256(data).hexdigest()
 
 
+def test_a_receiver_that_takes_nothing_is_left_alone_for_a_while(case: Case) -> None:
+    """It says yes to every piece, and stands where it stood: as behind a proxy without bodies."""
+    tries = []
+
+    def nothing(method: str, path: str, headers: Mapping[str, str]) -> Told | None:
+        if method != "PATCH":
+            return None
+        tries.append(path)
+        assert len(tries) < 9, "a whirl"
+        return Told(204, {"Upload-Offset": headers["upload-offset"]})
+
+    server_of(case).refuse = nothing
+    entry = ready(case)
+    case.turn()
+    assert len(tries) == 1
+    assert case.state(entry) == "READY"
+    assert case.entry(entry).due_at > case.clock.seconds()
+    assert "took nothing" in str(case.entry(entry).last_error)
+
+
 def test_an_offset_that_the_receiver_names_in_a_conflict_is_where_it_goes_on(case: Case) -> None:
     server = server_of(case)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,13 @@ import pytest
 from twisted.internet.defer import Deferred
 from twisted.logger import capturedLogs
 
-from backupd.errors import AlreadyStored, Invalid, LedgerFailed, NoSuchEntry
+from backupd.errors import AlreadyStored, Invalid, LedgerFailed, NoSuchEntry, PeerFailed
 from backupd.interfaces import Entry
 from backupd.peer.file_body import BLOCK
 from backupd.waiting import go_on
 from tests.ledger.offs import WhenTold
 from tests.outcomes import pending, result_of
-from tests.sender.kit import COMPLETE, A, Case
+from tests.sender.kit import COMPLETE, UPLOAD, A, Case
 
 B = "http://localhost:3333"
 
@@ -48,6 +49,32 @@ def test_a_file_that_is_being_sent_to_the_same_server_is_not_queued_twice(case: 
     first = enqueue(case, path=path, to=A)
     assert enqueue(case, path=path, to=f"{A}/").entry_id == first.entry_id
     assert enqueue(case, path=path, to=B).entry_id != first.entry_id
+
+
+@pytest.mark.parametrize("state", ["WAITING", "READY", "SENT"])
+def test_what_is_queued_is_what_the_file_is_now(case: Case, state: str) -> None:
+    """However far the old one has come, its end is not taken for that of the new."""
+    away = "send" if state == "READY" else "complete"
+    case.receiver.now(away, PeerFailed("It is away."))
+    entry = case.waiting(data=b"old")
+    if state != "WAITING":
+        case.notice(entry)
+        case.turn()
+    assert case.state(entry) == state
+    deadline = case.entry(entry).deadline
+    case.clock.advance(1)
+    again = case.queued(data=b"a new cut")
+    assert (again.entry_id, again.state, again.request_id) == (entry.entry_id, "ASKING", None)
+    assert again.deadline == deadline + 1
+    case.receiver.now(away, {} if away == "send" else case.receiver.stored)
+    case.until(entry, "WAITING")
+    with pytest.raises(NoSuchEntry):
+        case.notice(entry)  # as for the old one, should that be stored, and damaged since
+    case.notice(again, UPLOAD + "2", COMPLETE + "2")
+    case.until(entry, "VERIFIED")
+    done = case.entry(entry)
+    assert (done.size, done.sha256) == (9, hashlib.sha256(b"a new cut").hexdigest())
+    assert case.receiver.body == b"a new cut"
 
 
 @pytest.mark.parametrize(
@@ -289,6 +316,24 @@ def test_a_file_that_is_still_for_a_minute_is_queued_by_itself(tmp_path: Path) -
     for _ in range(100):
         case.after(10)
     assert len(entries(case)) == 1
+
+
+def test_what_changes_while_the_old_is_confirmed_is_sent(tmp_path: Path) -> None:
+    """All bytes of the old one were there: nobody else would look at the file again."""
+    case = watching(tmp_path)
+    case.file("videos/5.mp4", b"old")
+    case.turn()
+    case.after(70)
+    [entry] = entries(case)
+    case.receiver.now("complete", PeerFailed("It is away."))
+    case.notice(entry)
+    case.turn()
+    assert case.state(entry) == "SENT"
+    case.file("videos/5.mp4", b"a new cut")
+    for _ in range(9):
+        case.after(10)
+    [again] = entries(case)
+    assert (again.state, again.size) == ("WAITING", 9)
 
 
 def test_what_was_queued_before_a_restart_is_not_queued_again(tmp_path: Path) -> None:

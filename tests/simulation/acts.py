@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 from twisted.internet.defer import Deferred
 
 from backupd.errors import BackupdError
+from backupd.interfaces import Entry
 from backupd.requests import Cancelled, Received, Storing, ended
 from tests.simulation.direct import visit_directly
 from tests.simulation.disk import Fault
@@ -43,6 +44,8 @@ class Acts:
     """What somebody is about to take, as soon as it is there."""
     cancels: list[dict[str, Any]]
     """Where somebody is about to cancel what has arrived and is not stored, as soon as it is."""
+    recuts: list[dict[str, Any]]
+    """Which video is about to change once all of it has been sent, and is not confirmed."""
 
     def note(self, text: str) -> None:
         raise NotImplementedError
@@ -82,6 +85,7 @@ class Acts:
         self.network.heal_all()
         self.takes.clear()
         self.cancels.clear()
+        self.recuts.clear()
         self.network.weather = self.calm_weather()
         for machine in self.machines.values():
             disk = machine.disk
@@ -108,8 +112,13 @@ class Acts:
         life = process
 
         def queue() -> None:
+            content = machine.disk.content(path)
             queued = Deferred.fromCoroutine(service.outbox.enqueue(to=to.url, path=path))
-            queued.addCallbacks(lambda _: self.did("send"), failed)
+            queued.addCallbacks(lambda entry: done(entry, content), failed)
+
+        def done(entry: Entry, content: bytes | None) -> None:
+            self.did("send")
+            self.watch.senders.queued(entry, content)
 
         def failed(failure: Any) -> None:
             failure.trap(BackupdError)
@@ -323,6 +332,23 @@ class Acts:
                 self.cancels.remove(what)
                 pick = list(machine.books.alive).index(received[0])
                 self._do_cancel({"side": "request", "pick": pick}, machine)
+
+    def _do_recut(self, what: dict[str, Any], _: object) -> None:
+        """A video changes, and is sent again, while the old one waits to be confirmed."""
+        self.recuts.append(what)
+        self.recut_what_is_sent(self.machines[self.plan.videos[what["video"]].machine])
+
+    def recut_what_is_sent(self, machine: Machine) -> None:
+        """What somebody waits for may have been sent."""
+        going = [machine.books.entry(one) for one in machine.books.going]
+        sent = {(one.path, one.to) for one in going if one.state == "SENT"}
+        for what in list(self.recuts):
+            video, to = self.plan.videos[what["video"]], self.machines[what["to"]]
+            if video.machine == machine.name and (video.path, to.url) in sent:
+                self.recuts.remove(what)
+                self.did("recut")
+                self._do_touch({"video": what["video"], "moved": False}, None)
+                self._do_send(what, None)
 
     def _do_cancel(self, what: dict[str, Any], machine: Machine) -> None:
         service, process = machine.service, machine.process

@@ -14,7 +14,7 @@ from backupd.sender import delivery
 if TYPE_CHECKING:
     from tests.simulation.plan import Plan
 
-__all__ = ["cancel_received", "in_parts", "rot", "silence", "slowly", "vanish"]
+__all__ = ["cancel_received", "in_parts", "recut", "rot", "silence", "slowly", "vanish"]
 
 SILENCE = 80
 """Of so many histories one is of a server that says nothing."""
@@ -70,6 +70,16 @@ def cancel_received(plan: Plan, rng: random.Random) -> tuple[float, str, dict[st
     return send.at, "cancel_received", {"machine": send.what["to"]}
 
 
+def recut(plan: Plan, rng: random.Random) -> tuple[float, str, dict[str, Any]] | None:
+    """A video changes, and is sent again, when all of the old one is there and not confirmed."""
+    hindered = any(action.kind != "send" for action in plan.actions)
+    if rng.randrange(12) or not hindered:
+        return None
+    send = rng.choice([action for action in plan.actions if action.kind == "send"])
+    plan.capacity[send.what["to"]] += plan.videos[send.what["video"]].size + 49_152
+    return send.at, "recut", send.what
+
+
 def vanish(plan: Plan, rng: random.Random) -> tuple[float, str, dict[str, Any]] | None:
     """The owner of a video removes it, before it is sent or meanwhile.
 
@@ -78,7 +88,7 @@ def vanish(plan: Plan, rng: random.Random) -> tuple[float, str, dict[str, Any]] 
     if rng.randrange(10) or plan.unhindered or any(a.kind == "rot" for a in plan.actions):
         return None
     sends = [action for action in plan.actions if action.kind == "send"]
-    used = Counter(a.what["video"] for a in plan.actions if a.kind in ("send", "touch"))
+    used = Counter(a.what["video"] for a in plan.actions if a.kind in ("send", "touch", "recut"))
     once = [send for send in sends if used[send.what["video"]] == 1]
     if not once:
         return None

@@ -88,6 +88,7 @@ class History(Acts):
         self.ceased = False
         self.takes = []
         self.cancels = []
+        self.recuts = []
 
     def calm_weather(self) -> Weather:
         kind = self.plan.weather
@@ -204,6 +205,8 @@ class History(Acts):
                 self.take_what_is_there(machine)
                 if self.cancels:
                     self.cancel_what_is_there(machine)
+                if self.recuts:
+                    self.recut_what_is_sent(machine)
                 self.watch.kept.rot.look(machine)
         most = MOST_STEPS + STEPS_A_SECOND * (self.timeline.now - START)
         if self.timeline.steps > most:

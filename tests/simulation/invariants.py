@@ -541,6 +541,10 @@ class Watch:
         for _, entry in machine.books.entries.values():
             if entry.state != "VERIFIED":
                 continue
+            versions = self._contents.get((machine.peer, str(entry.video)), [])
+            wrong = self.senders.outdated(entry, versions)
+            if wrong is not None:
+                self._fail(machine, wrong)
             row = self._receiver(entry).books.rows.get(entry.request_id or "")
             if row is not None and not isinstance(row.request, Stored):
                 self._fail(machine, f"and {entry.to} do not agree on {entry.request_id}")

@@ -183,6 +183,7 @@ def draw(seed: int, *, sqlite_share: float = 0.04) -> Plan:
         circumstances.slowly(plan, random.Random(f"slowly {seed}")),
         circumstances.rot(plan, random.Random(f"rot {seed}")),
         circumstances.cancel_received(plan, random.Random(f"cancel {seed}")),
+        circumstances.recut(plan, random.Random(f"recut {seed}")),
     ):
         if more is not None:
             plan.actions.append(Action(*more))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from backupd.interfaces import Entry
@@ -28,10 +30,11 @@ class SendersWatch:
         self._history = history
         self._ours = {machine.peer for machine in history.machines.values()}
         kinds = {action.kind for action in history.plan.actions}
-        self._honest = kinds.isdisjoint(("touch", "take"))
+        self._honest = kinds.isdisjoint(("touch", "recut", "take"))
         """No file changes or is taken away: they send what they say, at the first try."""
         self._left: dict[str, float] = {}
         self._places: dict[str, tuple[str | None, Places]] = {}
+        self._queued: dict[str, str] = {}
 
     def left(self, request_id: str) -> None:
         """Its sender has ended a connection before it was answered, and has to come again."""
@@ -40,6 +43,19 @@ class SendersWatch:
     def gone(self, request_id: str) -> None:
         """Its sender has waited for an answer for as long as it does."""
         self._left[request_id] = self._history.timeline.now - SOON
+
+    def queued(self, entry: Entry, content: bytes | None) -> None:
+        """The operator has queued a file, once more perhaps, that had this content."""
+        if content is not None:
+            self._queued[entry.entry_id] = hashlib.sha256(content).hexdigest()
+
+    def outdated(self, entry: Entry, versions: Sequence[bytes]) -> str | None:
+        """What is wrong with an entry that is over, of a video that has had these ``versions``."""
+        meant = self._queued.get(entry.entry_id)
+        digests = [hashlib.sha256(one).hexdigest() for one in versions]
+        if meant is None or entry.sha256 in digests[digests.index(meant) :]:
+            return None
+        return f"has brought video {entry.video} as it was before it was queued"
 
     def wrong(self, before: str, state: str, request: BackupRequest) -> str | None:
         """What is wrong with a request that was in the state ``before``, and is in ``state``."""
