@@ -786,7 +786,10 @@ class ILedger(Interface):
     # the outbox
 
     def enqueue(entry: Entry) -> Deferred[Entry]:
-        """Add an entry, or return the one that is already sending the same file to the same."""
+        """Add an entry, or return the one that is already sending the same file to the same.
+
+        One that is SENT, and of which the file has changed since, is not the same any more.
+        """
 
     def entry(entry_id: str) -> Deferred[Entry]:
         """Raises `NoSuchEntry`."""

@@ -261,8 +261,10 @@ def asked_again(request: BackupRequest, *, ask: Ask, now: float) -> Live:
         created_at=old.created_at,
         file_name=ask.file_name or old.file_name,
         content_type=ask.content_type or old.content_type,
-        # A digest that was announced holds until the video is another one.
-        sha256=ask.sha256 or (old.sha256 if ask.size == old.size else None),
+        # A digest that was announced holds until the video is another one, or is sent by another
+        # who asks: what is wanted again of a damaged version says nothing about the next.
+        sha256=ask.sha256
+        or (old.sha256 if (ask.size, ask.callback) == (old.size, old.callback) else None),
     )
     if isinstance(alive, Pending):
         # Who asks is there: offers begin anew, and so does the time for them.

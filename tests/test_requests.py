@@ -186,6 +186,17 @@ def test_asked_again_keeps_the_request(state: str) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("changes", "holds"), [({}, True), ({"size": 7}, False), ({"callback": "http://b/"}, False)]
+)
+def test_a_digest_holds_for_the_video_it_was_told_of(changes: dict[str, Any], holds: bool) -> None:
+    """Not for another size, nor for whoever asks by another link: that may be another version."""
+    ask = replace(ASK, sha256="ab" * 32)
+    again = replace(ask, sha256=None, **changes)
+    new = asked_again(Pending(ask=ask, due_at=NOW), ask=again, now=NOW)
+    assert new.ask.sha256 == ("ab" * 32 if holds else None)
+
+
 def test_asked_again_is_due_at_once() -> None:
     """A waiting request whose sender is back is due now, never later than it was."""
     waiting = replace(BY_NAME["PENDING"], due_at=NOW + 300)  # type: ignore[arg-type]

@@ -51,9 +51,11 @@ def enqueue(connection: Connection, new: Entry) -> Entry:
     same = select(entries).where(
         _GOING, _e.video == video_key(new.video), _e.path == new.path, _e.to == new.to
     )
-    row = connection.execute(same.limit(1)).one_or_none()
+    row = connection.execute(same.order_by(_e.seq.desc()).limit(1)).one_or_none()
     if row is not None:
-        return rows.entry_value(row._mapping)
+        old = rows.entry_value(row._mapping)
+        if old.state != "SENT" or (old.size, old.modified_ns) == (new.size, new.modified_ns):
+            return old
     connection.execute(insert(entries), rows.entry_row(new))
     return new
 

@@ -25,6 +25,7 @@ from backupd.errors import (
     NotYourTurn,
     OffsetMismatch,
     StorageFailed,
+    UploadCut,
     UploadHeld,
 )
 from backupd.interfaces import ILedger, IStorage, IUpload, OffThread, Source, Upload
@@ -380,8 +381,9 @@ class Intake:
     async def join(self, request_id: str, final_id: str) -> Outcome | None:
         """Make one upload of its parts, if all are whole; None when some are not.
 
-        Raises what `Joining.run` does, `UploadHeld` while it is being done, `NoSuchUpload` when
-        bytes of it are gone: the part that they were of is not there any more then.
+        Raises what `Joining.run` does, `UploadHeld` while it is being done and when it was ended
+        on the way, `NoSuchUpload` when bytes of it are gone: the part that they were of is not
+        there any more then.
         """
         with self.transfers.counted():
             async with self.locks.hold(request_id):
@@ -425,6 +427,9 @@ class Intake:
                     )
             try:
                 return await joining.run()
+            except UploadCut as cut:
+                # No client's fault, as at a stop: asked for again, it goes on.
+                raise UploadHeld(str(cut), SILENCE) from cut
             except BytesGone as error:
                 await self._forget(request_id, error.upload_id)
                 raise _begin_anew(error.upload_id) from error

@@ -33,6 +33,12 @@ ASK_AGAIN = 300.0
 """Seconds between two questions to a receiver that gives no ``statusUrl``."""
 
 POLL = (5.0, 60.0)
+BEHIND = 5.0
+"""Seconds until an entry looks again whether the version before it has come to its end."""
+
+MOST_BEFORE = 100
+"""Entries of one video that are looked at: one for each server, and its versions."""
+
 LONGEST = 3600.0
 """The longest wait that another server can ask of us, in seconds."""
 
@@ -123,6 +129,13 @@ class Courier:
     # -- the states -------------------------------------------------------------------------------
 
     async def _ask(self, entry: Entry) -> Entry:
+        if await self._behind(entry):
+            now = self._clock.seconds()
+            why = "The version before it is to be confirmed first."
+            step = steps.moved(
+                "ASKING", leaving=ASKED, now=now, due_at=now + BEHIND, last_error=why
+            )
+            return await self._change(entry, step)
         size, modified_ns = await self._off(examine, entry.path, self._fs)
         changes: dict[str, Any] = {}
         if (size, modified_ns) != (entry.size, entry.modified_ns):
@@ -171,6 +184,19 @@ class Courier:
                 now=now,
             ),
         )
+
+    async def _behind(self, entry: Entry) -> bool:
+        """Whether the version before it is still going there.
+
+        The receiver knows one request for a video: it would confirm the one as the other, and call
+        by the link of the one for the other when that is damaged.
+        """
+        for one in await self._ledger.entries_for(entry.video, MOST_BEFORE):
+            if one.entry_id == entry.entry_id:
+                return False
+            if (one.path, one.to) == (entry.path, entry.to):
+                return True
+        return False
 
     async def _wait(self, entry: Entry) -> Entry:
         """The notice is what counts; meanwhile see whether the receiver still knows of us."""
@@ -252,15 +278,12 @@ class Courier:
         link = entry.complete_link
         if link is None:
             return await self._back(entry, "ASKING", "The receiver's links are missing.")
-        if entry.sha256 is None:
-            digest = await self._delivery.digested(entry)
-            step = steps.moved("SENT", leaving={"SENT"}, now=self._clock.seconds(), sha256=digest)
-            entry = await self._ledger.change_entry(entry.entry_id, step)
+        sha256 = entry.sha256 or await self._delivery.digested(entry)
         message = {
             "videoId": entry.video,
             "success": True,
             "size": entry.size,
-            "sha256": entry.sha256,
+            "sha256": sha256,
         }
         try:
             answer = await self._peer.complete(link, message)
@@ -274,10 +297,13 @@ class Courier:
             raise
         if answer.get("success") is False:
             raise PeerFailed(words_in(answer) or "The receiver says that it did not work.")
-        return await self._judge(entry, answer)
+        return await self._judge(entry, answer, sha256)
 
-    async def _judge(self, entry: Entry, answer: dict[str, object]) -> Entry:
-        """The receiver says that it is stored: does it have what we have?"""
+    async def _judge(self, entry: Entry, answer: dict[str, object], sha256: str) -> Entry:
+        """The receiver says that it is stored: does it have what we have?
+
+        What was stored before this entry sent all of its bytes may be the version before.
+        """
         theirs, size = digest_in(answer), answer.get("size")
         state, why = "VERIFIED", None
         if isinstance(size, int) and size != entry.size:
@@ -285,9 +311,11 @@ class Courier:
         elif theirs is None:
             state = "UNVERIFIED"
             why = "The receiver says that it is stored, but names no SHA-256 to compare with."
-        elif theirs != entry.sha256:
+        elif theirs != sha256:
             state = "FAILED"
-            why = f"The receiver stored other bytes: SHA-256 {theirs[:64]}, not {entry.sha256}."
+            why = f"The receiver stored other bytes: SHA-256 {theirs[:64]}, not {sha256}."
+        if state == "FAILED" and entry.sha256 is None:
+            return await self._arrived_wrong(entry, str(why), state="ASKING")
         content_url = answer.get("contentUrl")
         return await self._change(
             entry,
@@ -296,6 +324,7 @@ class Courier:
                 leaving={"SENT"},
                 now=self._clock.seconds(),
                 last_error=why,
+                sha256=sha256,
                 backup_id=_identifier(answer.get("backupId")),
                 content_url=_callable_url(content_url),
             ),

@@ -110,6 +110,7 @@ class Outbox:
 
         Without ``video`` the file's name is its id. The entry that is sending the same file to
         the same server already is returned as it is; it asks anew where the file has changed.
+        Where all of the old had arrived by then, the new is an entry behind it.
         Raises `Invalid`.
         """
         check_link("to", to)
@@ -138,7 +139,7 @@ class Outbox:
             file_name=os.path.basename(path),
             content_type=content_type_of(path),
         )
-        kept = await self._ledger.enqueue(entry)
+        kept = await self._queued(entry)
         if kept.entry_id == entry.entry_id:
             self._log.info(
                 "entry {entry_id}: {path}, {size} bytes, goes to {to} as video {video}",
@@ -148,18 +149,16 @@ class Outbox:
                 to=place.origin,
                 video=kept.video,
             )
-        elif (kept.size, kept.modified_ns) != (size, modified_ns):
-            # All of the old may have arrived: nobody would look at the file again.
-            step = changed(
-                size=size,
-                modified_ns=modified_ns,
-                capability=entry.capability,
-                now=now,
-                deadline=entry.deadline,
-            )
-            kept = await self._ledger.change_entry(kept.entry_id, step)
         self._nudge()
         return kept
+
+    async def _queued(self, entry: Entry) -> Entry:
+        """The entry, or the one that is sending this file already, as it is now."""
+        kept = await self._ledger.enqueue(entry)
+        if (kept.size, kept.modified_ns) == (entry.size, entry.modified_ns):
+            return kept
+        step = changed(entry, now=self._clock.seconds())
+        return await self._ledger.change_entry(kept.entry_id, step)
 
     async def _examined(self, path: str) -> tuple[int, int]:
         if not os.path.isabs(path) or "\0" in path:

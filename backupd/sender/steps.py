@@ -52,17 +52,13 @@ def moved(state: str, *, leaving: frozenset[str] | set[str], now: float, **chang
     return step
 
 
-def changed(*, size: int, modified_ns: int, capability: str, now: float, deadline: float) -> Step:
-    """What is being sent is not what the file is now: ask for that, whatever came of the old.
-
-    The receiver may have stored the old, and call again for that: not by the link of the new.
-    """
+def changed(queued: Entry, *, now: float) -> Step:
+    """What is being sent is not the file that was queued: ask for that."""
     asking = moved(
         "ASKING",
-        leaving=GOING - {"ASKING"},
+        leaving={"WAITING", "READY"},
         now=now,
-        capability=capability,
-        deadline=deadline,
+        deadline=queued.deadline,
         attempts=0,
         last_error="The file has changed.",
         request_id=None,
@@ -70,7 +66,7 @@ def changed(*, size: int, modified_ns: int, capability: str, now: float, deadlin
     )
 
     def step(entry: Entry) -> Entry:
-        same = (entry.size, entry.modified_ns) == (size, modified_ns)
+        same = (entry.size, entry.modified_ns) == (queued.size, queued.modified_ns)
         return entry if same else asking(entry)
 
     return step

@@ -116,6 +116,24 @@ class ListTests(LedgerCase):
         assert result_of(self.ledger.entry_by_capability("entry-capability-1")) == entry
         assert result_of(self.ledger.entries_for("2", 10)) == [entry]
 
+    def test_enqueue_another_version(self) -> None:
+        """Once all of a file has arrived, another version of it is another entry; and that one is
+        the one that is sending the file from then on.
+        """
+        first = result_of(self.ledger.enqueue(an_entry("1")))
+
+        def queued(number: str, size: int) -> Entry:
+            one = replace(an_entry(number), path=first.path, video=first.video, size=size)
+            return result_of(self.ledger.enqueue(one))
+
+        assert queued("2", first.size + 1) == first
+        sent = result_of(self.ledger.change_entry("entry-1", lambda e: replace(e, state="SENT")))
+        assert queued("3", first.size) == sent
+        other = queued("4", first.size + 1)
+        assert other.entry_id == "entry-4"
+        assert queued("5", first.size + 2) == other
+        assert result_of(self.ledger.entries_for(first.video, 9)) == [sent, other]
+
     def test_enqueue_twice(self) -> None:
         """The same file to the same server is one entry until it is over; another file,
         video or server is another.

@@ -19,7 +19,6 @@ from backupd.errors import (
     Invalid,
     NoSuchUpload,
     StorageFailed,
-    UploadCut,
     UploadHeld,
 )
 from backupd.interfaces import IVolume, Upload
@@ -357,7 +356,7 @@ class JoiningTests(WorldCase):
         stopped = go_on(world.intake.transfers.stop(1.0))
         self.clock.advance(1.0)
         off.release_all()
-        self.raises(UploadCut, work)
+        assert self.raises(UploadHeld, work).retry_after
         now(stopped)
         [final] = [one for one in world.uploads() if one.parts]
         assert 0 < final.offset < len(DATA)

@@ -51,13 +51,12 @@ def test_a_file_that_is_being_sent_to_the_same_server_is_not_queued_twice(case: 
     assert enqueue(case, path=path, to=B).entry_id != first.entry_id
 
 
-@pytest.mark.parametrize("state", ["WAITING", "READY", "SENT"])
+@pytest.mark.parametrize("state", ["WAITING", "READY"])
 def test_what_is_queued_is_what_the_file_is_now(case: Case, state: str) -> None:
-    """However far the old one has come, its end is not taken for that of the new."""
-    away = "send" if state == "READY" else "complete"
-    case.receiver.now(away, PeerFailed("It is away."))
+    """The entry for it asks anew, and nobody waits until that is noticed."""
+    case.receiver.now("send", PeerFailed("It is away."))
     entry = case.waiting(data=b"old")
-    if state != "WAITING":
+    if state == "READY":
         case.notice(entry)
         case.turn()
     assert case.state(entry) == state
@@ -66,12 +65,37 @@ def test_what_is_queued_is_what_the_file_is_now(case: Case, state: str) -> None:
     again = case.queued(data=b"a new cut")
     assert (again.entry_id, again.state, again.request_id) == (entry.entry_id, "ASKING", None)
     assert again.deadline == deadline + 1
-    case.receiver.now(away, {} if away == "send" else case.receiver.stored)
+    case.receiver.now("send", {})
     case.until(entry, "WAITING")
-    with pytest.raises(NoSuchEntry):
-        case.notice(entry)  # as for the old one, should that be stored, and damaged since
-    case.notice(again, UPLOAD + "2", COMPLETE + "2")
+    case.notice(entry, UPLOAD + "2", COMPLETE + "2")
     case.until(entry, "VERIFIED")
+    assert_new(case, entry)
+
+
+def test_what_changes_while_the_old_is_confirmed_is_sent(case: Case) -> None:
+    """By an entry of its own, which asks when the old has come to its end: the receiver knows one
+    request for a video, and would confirm the old as the new.
+    """
+    case.receiver.now("complete", PeerFailed("It is away."))
+    old = case.waiting(data=b"old")
+    case.notice(old)
+    case.turn()
+    assert case.state(old) == "SENT"
+    new = case.queued(data=b"a new cut")
+    assert new.entry_id != old.entry_id
+    asked = case.receiver.times("ask")
+    case.after(20)
+    assert case.entry(new).last_error == "The version before it is to be confirmed first."
+    assert (case.state(new), case.receiver.times("ask")) == ("ASKING", asked)
+    case.receiver.now("complete", case.receiver.stored)
+    case.until(new, "WAITING", 70)
+    assert case.state(old) == "VERIFIED"
+    case.notice(new, UPLOAD + "2", COMPLETE + "2")
+    case.until(new, "VERIFIED")
+    assert_new(case, new)
+
+
+def assert_new(case: Case, entry: Entry) -> None:
     done = case.entry(entry)
     assert (done.size, done.sha256) == (9, hashlib.sha256(b"a new cut").hexdigest())
     assert case.receiver.body == b"a new cut"
@@ -318,8 +342,8 @@ def test_a_file_that_is_still_for_a_minute_is_queued_by_itself(tmp_path: Path) -
     assert len(entries(case)) == 1
 
 
-def test_what_changes_while_the_old_is_confirmed_is_sent(tmp_path: Path) -> None:
-    """All bytes of the old one were there: nobody else would look at the file again."""
+def test_a_watched_file_that_changes_while_the_old_is_confirmed(tmp_path: Path) -> None:
+    """It is queued as any other."""
     case = watching(tmp_path)
     case.file("videos/5.mp4", b"old")
     case.turn()
@@ -332,8 +356,7 @@ def test_what_changes_while_the_old_is_confirmed_is_sent(tmp_path: Path) -> None
     case.file("videos/5.mp4", b"a new cut")
     for _ in range(9):
         case.after(10)
-    [again] = entries(case)
-    assert (again.state, again.size) == ("WAITING", 9)
+    assert [(one.state, one.size) for one in entries(case)] == [("SENT", 3), ("ASKING", 9)]
 
 
 def test_what_was_queued_before_a_restart_is_not_queued_again(tmp_path: Path) -> None:

@@ -97,6 +97,21 @@ def test_a_backup_that_is_stored_already_is_only_confirmed(case: Case, where: st
     assert case.receiver.body == b""
 
 
+def test_what_was_stored_before_is_the_version_before(case: Case) -> None:
+    """As when the old one was confirmed while the new one was asked for: it is sent after all."""
+    case.receiver.now("send", refused(409), {})
+    case.receiver.now("complete", {"sha256": "0" * 64}, case.receiver.stored)
+    entry = case.waiting()
+    case.notice(entry)
+    case.turn()
+    assert case.state(entry) == "ASKING"
+    assert "stored other bytes" in str(case.entry(entry).last_error)
+    case.until(entry, "WAITING")
+    case.notice(entry, UPLOAD + "2", COMPLETE + "2")
+    case.until(entry, "VERIFIED")
+    assert case.receiver.body == b"video"
+
+
 @pytest.mark.parametrize(
     "conflict", [refused(409, receivedBytes=3), refused(409, after=5), refused(507), refused(401)]
 )

@@ -6,10 +6,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from operator import itemgetter
 
 from backupd.errors import NoSuchEntry
 from backupd.interfaces import Entry, Outgoing, Pick
-from backupd.requests import VideoId, same_video, video_key
+from backupd.requests import VideoId, same_video
 
 __all__ = ["OVER", "SentBooks"]
 
@@ -27,10 +28,15 @@ class SentBooks:
     # -- the outbox -------------------------------------------------------------------------------
 
     def enqueue(self, new: Entry) -> Entry:
-        for entry_id in self.going:
-            one = self.entries[entry_id][1]
-            if (video_key(one.video), one.path, one.to) == (video_key(new.video), new.path, new.to):
-                return one
+        same = [
+            one
+            for one in self.entries_for(new.video, len(self.going))
+            if (one.path, one.to) == (new.path, new.to)
+        ]
+        if same:
+            old = same[-1]
+            if old.state != "SENT" or (old.size, old.modified_ns) == (new.size, new.modified_ns):
+                return old
         self._put_entry(new)
         return new
 
@@ -54,8 +60,8 @@ class SentBooks:
         raise NoSuchEntry("This link belongs to no video that is being sent.")
 
     def entries_for(self, video: VideoId, limit: int) -> list[Entry]:
-        going = [self.entries[entry_id][1] for entry_id in self.going]
-        return [one for one in going if same_video(one.video, video)][:limit]
+        going = sorted((self.entries[one] for one in self.going), key=itemgetter(0))
+        return [one for _, one in going if same_video(one.video, video)][:limit]
 
     def change_entry(self, entry_id: str, step: Callable[[Entry], Entry]) -> Entry:
         old = self.entry(entry_id)
