@@ -115,7 +115,7 @@ class JoinTests(WorldCase):
         ended = go_on(world.resources.terminate(final))
         off.release_all()
         now(ended)
-        self.raises(UploadCut, work)
+        self.raises(UploadHeld, work)
         assert [one.upload_id for one in world.uploads()] == parts[2:]
         world.check_accounts()
 
