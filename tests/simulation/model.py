@@ -58,6 +58,10 @@ class Receiver:
         taken = {one.turn for one in self.requests if one.state in ACTIVE}
         return model.turn in taken or len(taken) < self.turns
 
+    def shares(self, model: Model) -> bool:
+        """Whether it is a part, and others of its peer have their turn, which is its own."""
+        return model.part and any(one.part and one.state in ACTIVE for one in self.requests)
+
     def join(self, parts: Sequence[Upload]) -> tuple[int, Model | None]:
         """Direct uploads' parts become one video, with the room that they had.
 
@@ -139,9 +143,15 @@ class Model:
             return []
         return [self._over_at(), *([self.lease] if self.state in ACTIVE else [])]
 
-    def waits(self) -> bool:
-        """Whether it waits beside a turn that is free."""
+    def may_be_offered(self) -> bool:
+        """Whether there is a turn for it, and it is in line for one."""
         return self.state == "PENDING" and not self.asleep and self.receiver.free(self)
+
+    def waits(self) -> bool:
+        """Whether it waits beside a turn that is free. A part has that of the others for the
+        asking, and may stand in line as long as nobody asks.
+        """
+        return self.may_be_offered() and not self.receiver.shares(self)
 
     def restarted(self) -> None:
         """What could be joined, and had no turn, is joined; what was set aside in vain is free."""
@@ -363,7 +373,7 @@ class Model:
         if self.direct and self.state == "PENDING" and not self.receiver.free(self):
             self.asleep = False
             return 503
-        if self.direct and self.state == "PENDING":
+        if self.direct and self.state == "PENDING" and not self.receiver.shares(self):
             self.offered()
         if offset != len(upload.data):
             return 409

@@ -300,7 +300,7 @@ class Walker(RuleBasedStateMachine):
 
     @invariant()
     def nobody_waits_beside_a_free_turn(self) -> None:
-        if any(one.waits() for one in getattr(self, "ids", {})):
+        if any(one.may_be_offered() for one in getattr(self, "ids", {})):
             self.pass_time(11.0)
             self.states_agree()
             assert not any(one.waits() for one in self.ids)
