@@ -158,7 +158,9 @@ class Outbox:
         if (kept.size, kept.modified_ns) == (entry.size, entry.modified_ns):
             return kept
         step = changed(entry, now=self._clock.seconds())
-        return await self._ledger.change_entry(kept.entry_id, step)
+        kept = await self._ledger.change_entry(kept.entry_id, step)
+        # The last byte of the old may have come since it was looked at.
+        return kept if kept.state == "ASKING" else await self._ledger.enqueue(entry)
 
     async def _examined(self, path: str) -> tuple[int, int]:
         if not os.path.isabs(path) or "\0" in path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,24 @@ def test_what_changes_while_the_old_is_confirmed_is_sent(case: Case) -> None:
     case.notice(new, UPLOAD + "2", COMPLETE + "2")
     case.until(new, "VERIFIED")
     assert_new(case, new)
+
+
+def test_the_last_byte_of_the_old_comes_as_the_new_is_queued(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is a version of its own then, too."""
+    old, enqueue = case.waiting(data=b"old"), case.ledger.enqueue
+
+    def late(entry: Entry) -> Deferred[Entry]:
+        monkeypatch.undo()
+        kept = enqueue(entry)
+        result_of(case.ledger.change_entry(old.entry_id, lambda one: replace(one, state="SENT")))
+        return kept
+
+    monkeypatch.setattr(case.ledger, "enqueue", late)
+    new = case.queued(data=b"a new cut")
+    assert new.entry_id != old.entry_id
+    assert (new.state, new.size, case.state(old)) == ("ASKING", 9, "SENT")
 
 
 def assert_new(case: Case, entry: Entry) -> None:
