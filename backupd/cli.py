@@ -254,9 +254,9 @@ def cancel(api: Api, identifier: str, as_json: bool) -> None:
 def verify(api: Api, backup_id: str | None, as_json: bool) -> None:
     """Read the stored bytes again, of one backup or of all, and compare their digest."""
     if backup_id is not None:
-        backups = [api.call("GET", f"/api/v1/backups/{part(backup_id)}")]
+        backups = [checked(api.call("GET", f"/api/v1/backups/{part(backup_id)}"))]
     else:
-        backups = list(api.pages("/api/v1/backups", "backups", {}))
+        backups = [checked(one) for one in api.pages("/api/v1/backups", "backups", {})]
     results = []
     bars = progress_bar()
     bars.disable = as_json or not backups

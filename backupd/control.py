@@ -202,6 +202,8 @@ class Api:
             answer = response.read(LONGEST + 1)
             if len(answer) > LONGEST:
                 raise ApiFailed(f"{self.url} answered more than {LONGEST} bytes; is it backupd?")
+            if response.length:
+                raise http.client.IncompleteRead(answer, response.length)
             return json.loads(answer or b"null")
         except (OSError, ValueError, RecursionError, http.client.HTTPException) as error:
             raise ApiFailed(f"{self.url} answered what is no JSON: {error}") from error

@@ -57,7 +57,7 @@ def checked(told: Any) -> Any:
     ):
         return told
     raise Unfit(
-        f"The server tells of a backup what cannot be ({str(told)[:400]}); nothing was asked for. "
+        f"The server tells of a backup what cannot be ({str(told)[:400]}). "
         "See to it that it is the right server, and that both run the same backupd."
     )
 

@@ -142,12 +142,14 @@ def _check_owner(settings: Settings) -> None:
     if owner != 0:
         try:
             name = pwd.getpwuid(owner).pw_name
+            by = f"runuser -u {name} --"
         except KeyError:
-            name = str(owner)
+            name = f"the user {owner}"
+            by = f"setpriv --reuid {owner} --clear-groups"
         raise SettingsError(
             "root",
-            f"must be accepted by the user that backupd runs as, who could not read root's mark; "
-            f"{path} belongs to {name}: `runuser -u {name} -- backupctl accept-root`",
+            "must be accepted as the user that backupd runs as, who could not read a mark that the "
+            f"user root has made; {path} belongs to {name}: `{by} backupctl accept-root`",
         )
 
 

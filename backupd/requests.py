@@ -331,7 +331,7 @@ def progressed(request: BackupRequest, *, lease_until: float, expires_at: float)
     if isinstance(alive, Offered | Receiving):
         return replace(alive, lease_until=lease_until, expires_at=expires_at)
     if isinstance(alive, Received):
-        return replace(alive, expires_at=expires_at)
+        return replace(alive, expires_at=max(alive.expires_at or 0.0, expires_at))
     return alive
 
 

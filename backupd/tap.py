@@ -67,6 +67,10 @@ class Options(usage.Options):
         return load(os.environ, given)
 
 
+PATIENCE = 1.0
+"""Seconds that a service manager may be too busy to hear us."""
+
+
 def tell_init(state: str) -> None:
     """Tell the service manager, as sd_notify(3) does; nothing where there is none.
 
@@ -78,9 +82,9 @@ def tell_init(state: str) -> None:
         return
     address = f"\0{path[1:]}" if path.startswith("@") else path
     try:
-        # It may be too busy to read; then a blocking socket would wait for it.
-        kind = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
-        with socket.socket(socket.AF_UNIX, kind) as notify:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notify:
+            # It may be too busy to read for a moment; but nobody waits for it for long.
+            notify.settimeout(PATIENCE)
             notify.connect(address)
             # A path in it may have bytes that are no UTF-8.
             notify.send(state.encode(errors="replace"))

@@ -102,10 +102,10 @@ def test_an_id_is_one_part_of_a_path_whatever_its_bytes() -> None:
 def answers(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Says what every request is answered from now on."""
 
-    def say(body: bytes, status: int = 200) -> Api:
+    def say(body: bytes, status: int = 200, missing: int = 0) -> Api:
         def answer(self: HTTPConnection) -> Any:
-            response = BytesIO(body)
-            response.status, response.reason = status, "reason"  # type: ignore[attr-defined]
+            response: Any = BytesIO(body)
+            response.status, response.reason, response.length = status, "reason", missing
             return response
 
         monkeypatch.setattr(HTTPConnection, "request", lambda *_: None)
@@ -122,6 +122,13 @@ def test_what_is_no_json_is_told(answers: Any, body: bytes) -> None:
         answers(body).call("GET", "/")
     with pytest.raises(ApiFailed, match="answered 500 reason"):
         answers(body, 500).call("GET", "/")
+
+
+@pytest.mark.parametrize("body", [b"", b"null", b'{"success": true}'])
+def test_an_answer_that_is_cut_is_none(answers: Any, body: bytes) -> None:
+    """What is missing may be that it did not work."""
+    with pytest.raises(ApiFailed, match="9 more expected"):
+        answers(body, missing=9).call("GET", "/")
 
 
 @pytest.mark.parametrize("body", [b"{}", b"[]", b"null", b'{"backups": 5, "next": null}'])

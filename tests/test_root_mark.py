@@ -201,10 +201,10 @@ def test_root_does_not_accept_for_another(
     monkeypatch.setattr(os, "stat", stat_as)
     before, owner = roots.all(), 4_000_000
     with pytest.raises(
-        SettingsError, match="`runuser -u 4000000 -- backupctl accept-root`"
+        SettingsError, match="`setpriv --reuid 4000000 --clear-groups backupctl accept-root`"
     ) as told:
         accept_root(settings, known, roots.new, 0)
-    assert f"{whose} belongs to 4000000" in str(told.value)
+    assert f"{whose} belongs to the user 4000000" in str(told.value)
     assert roots.all() == before
     owner = 0
     assert accept_root(settings, known, roots.new, 0)

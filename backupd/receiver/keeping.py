@@ -264,7 +264,7 @@ class Keeper:
         return changed
 
     async def _to_the_end(self, request: Storing) -> Backup:
-        """Finish it; FAILED at once when there is nothing left that could be stored."""
+        """Finish it; FAILED when there is nothing left that could be stored."""
         try:
             return await self._finish(request)
         except BytesGone as error:
@@ -302,8 +302,8 @@ class Keeper:
     async def roll_forward(self, request_id: str) -> None:
         """Bring a request that stands in STORING to its end, wherever it was left.
 
-        One whose bytes cannot be kept is FAILED once its time is up, like any other; at once when
-        they are gone.
+        One whose bytes cannot be kept is FAILED once its time is up, like any other, and at once
+        when they are gone; but not before what is left of it can be removed.
         """
         async with self._intake.locks.hold(request_id):
             request = await self._ledger.request(request_id)

@@ -33,10 +33,10 @@ ASK_AGAIN = 300.0
 """Seconds between two questions to a receiver that gives no ``statusUrl``."""
 
 POLL = (5.0, 60.0)
-BEHIND = 5.0
+BEHIND = (5.0, 60.0)
 """Seconds until an entry looks again whether the version before it has come to its end."""
 
-MOST_BEFORE = 100
+MOST_VERSIONS = 100
 """Entries of one video that are looked at: one for each server, and its versions."""
 
 LONGEST = 3600.0
@@ -100,6 +100,10 @@ class Courier:
         if self._clock.seconds() >= entry.deadline:
             why = entry.last_error or "the receiver never said that it is our turn"
             return await self._fail(entry, f"Given up, its time is over. Last: {why}")
+        if entry.state == "ASKING":
+            given_way = await self._give_way(entry)
+            if given_way is not None:
+                return given_way
         actions = {
             "ASKING": self._ask,
             "WAITING": self._wait,
@@ -126,16 +130,31 @@ class Courier:
             why = f"{entry.path} cannot be read: {error.strerror or type(error).__name__}."
             return await self.again(entry, why)
 
+    async def _give_way(self, entry: Entry) -> Entry | None:
+        """What becomes of an entry that may not ask, for another sends a version of its file there:
+        it waits until the older is confirmed, and is over where the newer is to be sent.
+
+        The receiver knows one request for a video: it would confirm the one as the other, and call
+        by the link of the one for the other when that is damaged.
+        """
+        going = await self._ledger.entries_for(entry.video, MOST_VERSIONS)
+        same = [one.entry_id for one in going if (one.path, one.to) == (entry.path, entry.to)]
+        if entry.entry_id not in same or len(same) == 1:
+            return None
+        now = self._clock.seconds()
+        if same[-1] != entry.entry_id:
+            why = f"The file has changed; entry {same[-1]} sends it."
+            step = steps.moved("CANCELLED", leaving={"ASKING"}, now=now, last_error=why)
+        else:
+            why = "The version before it is to be confirmed first."
+            waited = now - entry.changed_at
+            due_at = now + min(max(BEHIND[0], waited / 2), BEHIND[1])
+            step = steps.moved("ASKING", leaving={"ASKING"}, now=now, due_at=due_at, last_error=why)
+        return await self._change(entry, step)
+
     # -- the states -------------------------------------------------------------------------------
 
     async def _ask(self, entry: Entry) -> Entry:
-        if await self._behind(entry):
-            now = self._clock.seconds()
-            why = "The version before it is to be confirmed first."
-            step = steps.moved(
-                "ASKING", leaving=ASKED, now=now, due_at=now + BEHIND, last_error=why
-            )
-            return await self._change(entry, step)
         size, modified_ns = await self._off(examine, entry.path, self._fs)
         changes: dict[str, Any] = {}
         if (size, modified_ns) != (entry.size, entry.modified_ns):
@@ -184,19 +203,6 @@ class Courier:
                 now=now,
             ),
         )
-
-    async def _behind(self, entry: Entry) -> bool:
-        """Whether the version before it is still going there.
-
-        The receiver knows one request for a video: it would confirm the one as the other, and call
-        by the link of the one for the other when that is damaged.
-        """
-        for one in await self._ledger.entries_for(entry.video, MOST_BEFORE):
-            if one.entry_id == entry.entry_id:
-                return False
-            if (one.path, one.to) == (entry.path, entry.to):
-                return True
-        return False
 
     async def _wait(self, entry: Entry) -> Entry:
         """The notice is what counts; meanwhile see whether the receiver still knows of us."""

@@ -102,6 +102,17 @@ def test_the_bare_path_works_while_one_entry_matches(case: Case) -> None:
         bare(case, 2)
 
 
+def test_the_bare_path_means_the_older_version(case: Case) -> None:
+    """The newer has not been asked for yet."""
+    old = case.waiting()
+    case.receiver.now("complete", refused(500))
+    case.notice(old)
+    case.turn()
+    new = case.queued(data=b"a new cut")
+    assert new.entry_id != old.entry_id
+    assert bare(case, 2) == old.entry_id
+
+
 def test_a_repeat_is_taken_and_changes_nothing(case: Case) -> None:
     """No second transfer, and no other links, as long as it is being sent."""
     entry = case.waiting()

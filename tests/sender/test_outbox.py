@@ -12,13 +12,13 @@ import pytest
 from twisted.internet.defer import Deferred
 from twisted.logger import capturedLogs
 
-from backupd.errors import AlreadyStored, Invalid, LedgerFailed, NoSuchEntry, PeerFailed
+from backupd.errors import AlreadyStored, Invalid, LedgerFailed, NoSuchEntry, PeerFailed, PeerSilent
 from backupd.interfaces import Entry
 from backupd.peer.file_body import BLOCK
 from backupd.waiting import go_on
 from tests.ledger.offs import WhenTold
 from tests.outcomes import pending, result_of
-from tests.sender.kit import COMPLETE, UPLOAD, A, Case
+from tests.sender.kit import COMPLETE, UPLOAD, A, Case, refused
 
 B = "http://localhost:3333"
 
@@ -94,6 +94,31 @@ def test_what_changes_while_the_old_is_confirmed_is_sent(case: Case) -> None:
     case.notice(new, UPLOAD + "2", COMPLETE + "2")
     case.until(new, "VERIFIED")
     assert_new(case, new)
+
+
+def test_the_old_gives_way_to_the_new_where_it_would_have_to_ask(case: Case) -> None:
+    """Both would bring the file as it is now."""
+    old = case.waiting(data=b"old")
+    case.receiver.now("complete", PeerFailed("It is away."))
+    case.notice(old)
+    case.turn()
+    new = case.queued(data=b"a new cut")
+    case.receiver.now("complete", refused(410), case.receiver.stored)
+    case.until(old, "CANCELLED", 400)
+    assert case.entry(old).last_error == f"The file has changed; entry {new.entry_id} sends it."
+    case.until(new, "WAITING", 70)
+
+
+def test_an_entry_that_gives_way_says_nothing_of_the_server(case: Case) -> None:
+    """One that is silent is silent still, and gets one place and not four."""
+    old = case.waiting(data=b"old")
+    case.receiver.now("complete", PeerSilent("It said nothing."))
+    case.notice(old)
+    case.turn()
+    new = case.queued(data=b"a new cut")
+    case.turn()
+    assert "to be confirmed first" in str(case.entry(new).last_error)
+    assert case.outbox._courier.silent == {A}
 
 
 def test_the_last_byte_of_the_old_comes_as_the_new_is_queued(
