@@ -52,6 +52,11 @@ class Fairness:
             turns = {
                 one.ask.turn: one.ask.peer for one in live if isinstance(one, Offered | Receiving)
             }
+            if machine.service is not None:
+                # Whoever is being called is not passed over, however long it says nothing.
+                for busy in machine.service.queue.busy().values():
+                    if busy.offering:
+                        due.pop(busy.peer, None)
             for peer, count in Counter(turns.values()).items():
                 if count >= machine.settings.max_per_peer:
                     due.pop(peer, None)
