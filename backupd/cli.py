@@ -24,7 +24,7 @@ from backupd.cli_resend import resend
 from backupd.cli_restore import restore
 from backupd.control import Api, ApiFailed, find_token, find_url, part, resolve
 from backupd.doctor import examine
-from backupd.fetch import checked
+from backupd.fetch import listed, told_of
 from backupd.sender.catalogue import id_of
 from backupd.settings import load
 from backupd.sizes import format_size
@@ -135,7 +135,7 @@ def list_(
         api = Api.at_peer(at, os.environ)
     query = {"peer": peer, "videoId": video_id, "trash": "true" if trash else None}
     wanted = {name: value for name, value in query.items() if value is not None}
-    backups = [checked(one) for one in api.pages("/api/v1/backups", "backups", wanted)]
+    backups = listed(api, wanted)
     if as_json:
         show({"backups": backups})
         return
@@ -254,9 +254,9 @@ def cancel(api: Api, identifier: str, as_json: bool) -> None:
 def verify(api: Api, backup_id: str | None, as_json: bool) -> None:
     """Read the stored bytes again, of one backup or of all, and compare their digest."""
     if backup_id is not None:
-        backups = [checked(api.call("GET", f"/api/v1/backups/{part(backup_id)}"))]
+        backups = [told_of(api, backup_id)]
     else:
-        backups = [checked(one) for one in api.pages("/api/v1/backups", "backups", {})]
+        backups = listed(api, {})
     results = []
     bars = progress_bar()
     bars.disable = as_json or not backups

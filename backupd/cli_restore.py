@@ -14,9 +14,9 @@ from typing import Any
 import click
 from rich.progress import TaskID
 
-from backupd.control import Api, ApiFailed, part, resolve
+from backupd.control import Api, ApiFailed, resolve
 from backupd.errors import SettingsError
-from backupd.fetch import checked, fetch, target_of
+from backupd.fetch import fetch, listed, target_of, told_of
 from backupd.fetch_all import AllFetched, Outcome, Wanted, plan
 from backupd.sizes import format_size
 from backupd.terminal import complaints, console, fail, plain, progress_bar, short, show
@@ -82,7 +82,7 @@ def restore(
 
 
 def _one(api: Api, backup_id: str, output: str | None, *, force: bool, as_json: bool) -> None:
-    backup = checked(api.call("GET", f"/api/v1/backups/{part(backup_id)}"))
+    backup = told_of(api, backup_id)
     target = target_of(output, backup)
     if target.exists() and not force:
         fail(f"{target} is there already; give another -o, or --force.")
@@ -145,7 +145,7 @@ def _listed(
     server keeps nothing. Where both could be meant it has to be said.
     """
     query = {} if peer is None else {"peer": peer}
-    backups = [checked(one) for one in api.pages("/api/v1/backups", "backups", query)]
+    backups = listed(api, query)
     if backups and there is not None and there.may_keep_ours():
         fail(
             f"{api.url} keeps backups of {peer}, and {peer} may keep ours: say --at {peer} instead "
@@ -157,7 +157,7 @@ def _listed(
                 f"Nothing of {plain(peer)} is kept here; {plain(peer)} is asked for ours."
             )
         api, peer = there.api, None
-        backups = [checked(one) for one in api.pages("/api/v1/backups", "backups", {})]
+        backups = listed(api, {})
     whose = sorted({backup["peer"] for backup in backups})
     if len(whose) > 1:
         fail(f"{api.url} keeps backups of {', '.join(whose)}: say whose with --peer.")

@@ -27,6 +27,9 @@ TIMEOUT = 60.0
 LONGEST = 64 * 1024 * 1024
 """Bytes of an answer, unless it is a content: a page of a list has less than a tenth of that."""
 
+_NO_JSON = (OSError, ValueError, RecursionError, http.client.HTTPException)
+"""What reading an answer raises: the connection, its JSON, JSON too deep, and HTTP."""
+
 
 class ApiFailed(BackupdError):
     """The daemon could not be reached, or refused; ``status`` is 0 without an answer."""
@@ -79,7 +82,7 @@ def _parts_of(url: str) -> SplitResult:
     raise ApiFailed(f"{url!r} is no URL of a server ({why}); try http://localhost:3000")
 
 
-def _shown(token: str | None) -> str | None:
+def _in_header(token: str | None) -> str | None:
     """The token as it stands in a header. Raises `ApiFailed` that never shows it."""
     # Out of a file it comes with the end of its line, also with that of Windows.
     token = (token or "").strip()
@@ -132,7 +135,7 @@ class Api:
         self._host, self._port = parts.hostname or "", parts.port
         self._tls = parts.scheme == "https"
         self._prefix = parts.path.rstrip("/")
-        self._token = _shown(token)
+        self._token = _in_header(token)
         self._pin = pin
         self._peer = ""
 
@@ -205,7 +208,7 @@ class Api:
             if response.length:
                 raise http.client.IncompleteRead(answer, response.length)
             return json.loads(answer or b"null")
-        except (OSError, ValueError, RecursionError, http.client.HTTPException) as error:
+        except _NO_JSON as error:
             raise ApiFailed(f"{self.url} answered what is no JSON: {error}") from error
 
     def pages(self, path: str, member: str, query: Mapping[str, object]) -> Iterator[Any]:
@@ -223,10 +226,7 @@ class Api:
         try:
             answer = json.loads(response.read(64 * 1024))
             message = str(answer.get("detail") or answer.get("message"))
-        except (
-            *(OSError, ValueError, RecursionError, AttributeError),
-            http.client.HTTPException,
-        ):
+        except (*_NO_JSON, AttributeError):
             message = f"{self.url} answered {response.status} {response.reason}."
         if response.status == 401 and self._peer:
             message = f"Peer {self._peer} does not take our token any more; has it revoked us?"

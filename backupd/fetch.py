@@ -8,14 +8,14 @@ import http.client
 import os
 import re
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from backupd.control import Api, ApiFailed, part
 from backupd.storage.names import file_name
 
-__all__ = ["Unfit", "checked", "fetch", "name_of", "target_of"]
+__all__ = ["Unfit", "fetch", "listed", "name_of", "target_of", "told_of"]
 
 _AGAIN = "Run the same again to go on from there."
 _ADVICE = {
@@ -47,7 +47,17 @@ _MEMBERS: dict[str, Any] = {
 }
 
 
-def checked(told: Any) -> Any:
+def listed(api: Api, query: Mapping[str, object]) -> list[Any]:
+    """The backups that a server lists. Raises `ApiFailed`."""
+    return [_checked(one) for one in api.pages("/api/v1/backups", "backups", query)]
+
+
+def told_of(api: Api, backup_id: str) -> Any:
+    """One backup as a server tells of it. Raises `ApiFailed`."""
+    return _checked(api.call("GET", f"/api/v1/backups/{part(backup_id)}"))
+
+
+def _checked(told: Any) -> Any:
     """A backup as a server tells of it. Raises `Unfit` where that cannot be one."""
     if (
         isinstance(told, dict)

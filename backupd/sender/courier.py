@@ -33,8 +33,7 @@ ASK_AGAIN = 300.0
 """Seconds between two questions to a receiver that gives no ``statusUrl``."""
 
 POLL = (5.0, 60.0)
-BEHIND = (5.0, 60.0)
-"""Seconds until an entry looks again whether the version before it has come to its end."""
+"""Seconds between two looks at what is waited for: the longer that takes, the longer."""
 
 MOST_VERSIONS = 100
 """Entries of one video that are looked at: one for each server, and its versions."""
@@ -147,8 +146,7 @@ class Courier:
             step = steps.moved("CANCELLED", leaving={"ASKING"}, now=now, last_error=why)
         else:
             why = "The version before it is to be confirmed first."
-            waited = now - entry.changed_at
-            due_at = now + min(max(BEHIND[0], waited / 2), BEHIND[1])
+            due_at = now + self._poll(now - entry.changed_at)
             step = steps.moved("ASKING", leaving={"ASKING"}, now=now, due_at=due_at, last_error=why)
         return await self._change(entry, step)
 
@@ -194,12 +192,13 @@ class Courier:
                 ),
             )
         status_url = _status_url(answer, entry.to)
+        waited = now - entry.changed_at if entry.state == "WAITING" else 0.0
         return await self._change(
             entry,
             steps.said_yes(
                 request_id=_identifier(answer.get("requestId")),
                 status_url=status_url,
-                due_at=now + (self._poll(entry) if status_url else ASK_AGAIN),
+                due_at=now + (self._poll(waited) if status_url else ASK_AGAIN),
                 now=now,
             ),
         )
@@ -226,7 +225,7 @@ class Courier:
         if isinstance(position, int) and position > 0:
             self.positions[entry.entry_id] = position
         now = self._clock.seconds()
-        due_at = now + self._poll(entry)
+        due_at = now + self._poll(now - entry.changed_at)
         return await self._change(
             entry,
             steps.moved(
@@ -402,9 +401,8 @@ class Courier:
             return min(max(asked, 1.0), LONGEST) * (1 + self._rng.random() / 10)
         return backoff(attempt, first=1.0, cap=cap, rng=self._rng)
 
-    def _poll(self, entry: Entry) -> float:
-        """Seconds until the next look: the longer it has been waiting, the longer."""
-        waited = self._clock.seconds() - entry.changed_at if entry.state == "WAITING" else 0.0
+    def _poll(self, waited: float) -> float:
+        """Seconds until the next look, after so many that have been waited."""
         return min(max(POLL[0], waited / 2), POLL[1]) * (1 + self._rng.random() / 10)
 
     async def _change(self, entry: Entry, step: steps.Step) -> Entry:

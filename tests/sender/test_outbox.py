@@ -73,17 +73,23 @@ def test_what_is_queued_is_what_the_file_is_now(case: Case, state: str) -> None:
     assert_new(case, entry)
 
 
-def test_what_changes_while_the_old_is_confirmed_is_sent(case: Case) -> None:
-    """By an entry of its own, which asks when the old has come to its end: the receiver knows one
-    request for a video, and would confirm the old as the new.
-    """
-    case.receiver.now("complete", PeerFailed("It is away."))
+def two_versions(case: Case, why: Exception) -> tuple[Entry, Entry]:
+    """An entry of which all has arrived, and that of the file as it is now, behind it."""
+    case.receiver.now("complete", why)
     old = case.waiting(data=b"old")
     case.notice(old)
     case.turn()
     assert case.state(old) == "SENT"
     new = case.queued(data=b"a new cut")
     assert new.entry_id != old.entry_id
+    return old, new
+
+
+def test_what_changes_while_the_old_is_confirmed_is_sent(case: Case) -> None:
+    """By an entry of its own, which asks when the old has come to its end: the receiver knows one
+    request for a video, and would confirm the old as the new.
+    """
+    old, new = two_versions(case, PeerFailed("It is away."))
     asked = case.receiver.times("ask")
     case.after(20)
     assert case.entry(new).last_error == "The version before it is to be confirmed first."
@@ -98,11 +104,7 @@ def test_what_changes_while_the_old_is_confirmed_is_sent(case: Case) -> None:
 
 def test_the_old_gives_way_to_the_new_where_it_would_have_to_ask(case: Case) -> None:
     """Both would bring the file as it is now."""
-    old = case.waiting(data=b"old")
-    case.receiver.now("complete", PeerFailed("It is away."))
-    case.notice(old)
-    case.turn()
-    new = case.queued(data=b"a new cut")
+    old, new = two_versions(case, PeerFailed("It is away."))
     case.receiver.now("complete", refused(410), case.receiver.stored)
     case.until(old, "CANCELLED", 400)
     assert case.entry(old).last_error == f"The file has changed; entry {new.entry_id} sends it."
@@ -111,11 +113,7 @@ def test_the_old_gives_way_to_the_new_where_it_would_have_to_ask(case: Case) -> 
 
 def test_an_entry_that_gives_way_says_nothing_of_the_server(case: Case) -> None:
     """One that is silent is silent still, and gets one place and not four."""
-    old = case.waiting(data=b"old")
-    case.receiver.now("complete", PeerSilent("It said nothing."))
-    case.notice(old)
-    case.turn()
-    new = case.queued(data=b"a new cut")
+    _, new = two_versions(case, PeerSilent("It said nothing."))
     case.turn()
     assert "to be confirmed first" in str(case.entry(new).last_error)
     assert case.outbox._courier.silent == {A}
