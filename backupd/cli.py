@@ -253,10 +253,7 @@ def cancel(api: Api, identifier: str, as_json: bool) -> None:
 @click.pass_obj
 def verify(api: Api, backup_id: str | None, as_json: bool) -> None:
     """Read the stored bytes again, of one backup or of all, and compare their digest."""
-    if backup_id is not None:
-        backups = [told_of(api, backup_id)]
-    else:
-        backups = listed(api, {})
+    backups = [told_of(api, backup_id)] if backup_id is not None else listed(api, {})
     results = []
     bars = progress_bar()
     bars.disable = as_json or not backups

@@ -258,7 +258,9 @@ def test_progress_elsewhere_changes_nothing(state: str) -> None:
 
 
 def test_progress_beside_what_is_whole() -> None:
-    """It puts off the end, which would take these bytes too."""
+    """It puts off the end, which would take these bytes too; and never brings it nearer."""
+    later = replace(BY_NAME["RECEIVED"], expires_at=NOW + 101)  # type: ignore[arg-type]
+    assert STEPS["progressed"](later) == later
     new = STEPS["progressed"](BY_NAME["RECEIVED"])
     assert new == replace(BY_NAME["RECEIVED"], expires_at=NOW + 100)  # type: ignore[arg-type]
 

@@ -102,6 +102,19 @@ def test_what_changes_while_the_old_is_confirmed_is_sent(case: Case) -> None:
     assert_new(case, new)
 
 
+@pytest.mark.parametrize(("name", "to"), [("2.mp4", B), ("2.mkv", A)])
+def test_only_a_version_of_the_same_file_there_is_waited_for(
+    case: Case, name: str, to: str
+) -> None:
+    """Neither another server nor another file of that video holds it up."""
+    case.receiver.now("complete", PeerFailed("It is away."))
+    case.notice(case.waiting(data=b"old"))
+    case.turn()
+    other = case.queued(name, b"a new cut", to)
+    case.turn()
+    assert (other.video, case.state(other)) == (2, "WAITING")
+
+
 def test_the_old_gives_way_to_the_new_where_it_would_have_to_ask(case: Case) -> None:
     """Both would bring the file as it is now."""
     old, new = two_versions(case, PeerFailed("It is away."))
